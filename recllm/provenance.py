@@ -1,0 +1,227 @@
+"""What a run was: `run.json`, the last file a recipe writes, and the proof that its folder is complete.
+
+A folder with a valid `run.json` is complete. Any other folder is unfinished and is resumed or rebuilt. The
+record holds everything that is needed to run again and to trust the result: the recipe, its full config, the
+code version, library versions, seed, device, fingerprints of the input folders, wall time and peak memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+SCHEMA = 1
+_VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mergekit", "polars", "numpy")
+# Written while a recipe works and not part of what it delivers.
+_NOT_DELIVERED = ("checkpoint", "logs", ".staging")
+# Where a result lands does not change the result, nor does publishing it.
+_NOT_IDENTITY = {"output_dir", "outputs_root", "push_to_hub", "hub_model_id", "hub_token", "overwrite"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON so that a reader sees the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(value, stream, indent=2, sort_keys=False, default=str)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(staging, path)
+    except BaseException:
+        Path(staging).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or torn one raises `ValueError` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the stage again") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of one file, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Identity of a folder's delivered content: sha256 over the names and contents of its files.
+
+    A complete run folder answers from its `run.json`; any other folder is hashed file by file.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist; run the stage that makes it first")
+    if (folder / RUN_FILE).exists() and (known := load_run(folder)):
+        return known["fingerprint"]
+    return _content_fingerprint(folder)
+
+
+def _content_fingerprint(folder: Path) -> str:
+    if folder.is_file():
+        return sha256_file(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not path.is_file() or parts[0].startswith(_NOT_DELIVERED) or path.name in (RUN_FILE, METRICS_FILE):
+            continue
+        digest.update("/".join(parts).encode())
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def load_run(folder: str | Path) -> dict[str, Any] | None:
+    """The folder's `run.json`, or None where it is absent, torn or of another schema."""
+    path = Path(folder) / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def plain_config(*configs: Any) -> dict[str, Any]:
+    """Dataclasses or mappings as one flat dict of JSON values; secrets are left out."""
+    merged: dict[str, Any] = {}
+    for config in configs:
+        if hasattr(config, "to_dict"):
+            values = config.to_dict()
+        elif dataclasses.is_dataclass(config):
+            values = dataclasses.asdict(config)
+        else:
+            values = dict(config)
+        merged.update(values)
+    merged = {key: value for key, value in merged.items() if "token" not in key or not isinstance(value, str)}
+    return json.loads(json.dumps(merged, default=str))
+
+
+def peak_memory_gib() -> float:
+    """Largest resident set of this process so far, in GiB."""
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes / (1 << (30 if sys.platform == "darwin" else 20))
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed wheel has no checkout
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"cpu ({os.cpu_count()} cores)"
+
+
+def _identity(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    # Inputs are known by their content; the paths that led to them do not matter.
+    kept = {k: v for k, v in config.items() if k not in _NOT_IDENTITY and k not in inputs}
+    return {"config": kept, "inputs": dict(inputs)}
+
+
+@dataclass
+class RunRecord:
+    """One recipe execution, from `start` to `finish`.
+
+    Example:
+        record = RunRecord.start(args.output_dir, recipe="train_backbone", config=args, inputs={"dataset": path})
+        if record.complete:
+            return
+        ...
+        record.finish({"ndcg@10": 0.05})
+    """
+
+    folder: Path
+    recipe: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    complete: bool
+    extra: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def start(
+        cls, folder: str | Path, recipe: str, config: Any, inputs: Mapping[str, str | Path] | None = None
+    ) -> RunRecord:
+        """Open a run in `folder`. `complete` is true where the same config and inputs were already finished there.
+
+        A finished run with another config or other inputs is not complete: it will be rebuilt in place.
+
+        Raises:
+            FileNotFoundError: an input folder does not exist.
+        """
+        folder = Path(folder)
+        configs = config if isinstance(config, (list, tuple)) else (config,)
+        plain = plain_config(*configs)
+        marks = {name: fingerprint(path) for name, path in (inputs or {}).items()}
+        known = load_run(folder)
+        same = known is not None and known["recipe"] == recipe
+        same = same and _identity(known["config"], known["inputs"]) == _identity(plain, marks)
+        folder.mkdir(parents=True, exist_ok=True)
+        if same:
+            print(f"{recipe}: {folder} is complete, nothing to do", flush=True)
+        else:
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        return cls(folder=folder, recipe=recipe, config=plain, inputs=marks, complete=same)
+
+    def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Write `metrics.json` and then, last and atomically, `run.json`; return the record."""
+        write_json(self.folder / METRICS_FILE, {name: value for name, value in metrics.items()})
+        status = _git("status", "--porcelain", "--untracked-files=no")
+        record = {
+            "schema": SCHEMA,
+            "recipe": self.recipe,
+            "config": self.config,
+            "inputs": self.inputs,
+            "seed": self.config.get("seed"),
+            "git_sha": _git("rev-parse", "HEAD"),
+            "git_dirty": None if status is None else bool(status),
+            "versions": _versions(),
+            "device": _device(),
+            "wall_seconds": round(time.time() - self.started, 3),
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+            **self.extra,
+            "fingerprint": _content_fingerprint(self.folder),
+        }
+        write_json(self.folder / RUN_FILE, record)
+        return record

@@ -1,0 +1,63 @@
+"""Arguments of a recipe: dataclasses, YAML and command line through one TrlParser, and what the hardware allows."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def parse(*dataclass_types: type, argv: Sequence[str] | None = None, default_config: Path | None = None) -> tuple:
+    """Parse `--config x.yaml` and `--key value` into one instance of each dataclass.
+
+    Both ways behave alike: the command line overrides the file, and an unknown key in either stops with the
+    nearest known one. `default_config` is read where no `--config` is given.
+
+    Raises:
+        SystemExit: an unknown key, a wrong type or a missing file (message on stderr, status 2).
+    """
+    from trl import TrlParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [f"--{arg[2:].replace('-', '_')}" if arg.startswith("--") and "=" not in arg else arg for arg in argv]
+    parser = TrlParser(dataclass_types, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    if default_config is not None and "--config" not in argv and "--help" not in argv:
+        argv = ["--config", str(default_config), *argv]
+    if "--config" in argv:
+        _check_config_file(parser, argv)
+    known = {option for action in parser._actions for option in action.option_strings} | {"--config"}
+    for arg in argv:
+        name = arg.split("=")[0]
+        if name.startswith("--") and name not in known:
+            parser.error(_unknown(name, known, "the command line"))
+    return parser.parse_args_and_config(args=argv)
+
+
+def _check_config_file(parser: Any, argv: list[str]) -> None:
+    import yaml
+
+    index = argv.index("--config") + 1
+    if index >= len(argv):
+        parser.error("--config needs the path of a YAML file")
+    path = Path(argv[index])
+    if not path.is_file():
+        parser.error(f"--config {path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not valid YAML: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold a mapping of keys to values")
+    known = {action.dest for action in parser._actions}
+    for key in values:
+        if key not in known:
+            parser.error(_unknown(key, known, str(path)))
+
+
+def _unknown(name: str, known: set[str], where: str) -> str:
+    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help for the known ones"
+    return f"unknown key {name} in {where}{hint}"
