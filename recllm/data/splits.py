@@ -1,0 +1,213 @@
+"""Which event of a user's sequence plays which role.
+
+`roles` is for whatever feeds a planner, reasoner or ranker, so that nothing is graded on what it was fitted on. In
+a sequence of n items the test target is item n-1, the validation target n-2, the routing targets are the
+`routing_items` items before that, and the fitting fold is what comes before them. Users are hashed in two halves:
+half A's routing targets fit the ranker and mine hard samples, half B's give planner labels and prompts.
+
+`leave_one_out` (fit on 0..n-3, validation n-2, test n-1) is for tables beside published figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from recllm.data.interactions import Sequences
+
+SplitKind = Literal["roles", "leave_one_out"]
+KINDS = ("roles", "leave_one_out")
+DATASET_FILE = "dataset.json"
+# A user with fewer events goes whole to the fitting fold.
+MIN_ROLES_LENGTH = 5
+MIN_LEAVE_ONE_OUT_LENGTH = 3
+MIN_FIT_LENGTH = 2
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Prediction examples: item `position_E[e]` of row `user_E[e]` is the target, all items before it the history.
+
+    Both arrays are int64; `user_E` counts rows of `sequences`, which is not the user id where ids have gaps.
+    """
+
+    user_E: np.ndarray
+    position_E: np.ndarray
+    sequences: Sequences
+
+    def __len__(self) -> int:
+        return len(self.user_E)
+
+    @property
+    def targets_E(self) -> np.ndarray:
+        """Target items, int32."""
+        return self.sequences.items_M[self.sequences.offsets_U1[self.user_E] + self.position_E]
+
+    @property
+    def lengths_E(self) -> np.ndarray:
+        """Number of items in each full history, int64."""
+        return self.position_E
+
+    def history(self, e: int) -> np.ndarray:
+        """All items before the target of example `e`, oldest first, an int32 view."""
+        return self.sequences.items(self.user_E[e])[: self.position_E[e]]
+
+    def seen(self, e: int) -> set[int]:
+        """The set of items in the full history of example `e`."""
+        return set(self.history(e).tolist())
+
+    def padded_histories(self, max_len: int) -> np.ndarray:
+        """The last `max_len` items of every history: int64 of shape (E, max_len), right-aligned.
+
+        Items are shifted by one so that 0 is padding: the value is item + 1.
+
+        Raises:
+            ValueError: `max_len` is below 1.
+        """
+        if max_len < 1:
+            raise ValueError(f"max_len must be at least 1, got {max_len}")
+        back_T = np.arange(max_len, 0, -1)
+        rows_ET = (self.sequences.offsets_U1[self.user_E] + self.position_E)[:, None] - back_T
+        real_ET = back_T <= self.position_E[:, None]
+        items_ET = self.sequences.items_M[np.where(real_ET, rows_ET, 0)].astype(np.int64)
+        return np.where(real_ET, items_ET + 1, 0)
+
+    def subset(self, index: np.ndarray) -> Examples:
+        """The examples that an index or boolean array picks, in its order."""
+        return Examples(self.user_E[index], self.position_E[index], self.sequences)
+
+
+@dataclass(frozen=True)
+class RolesSplit:
+    """Fit, routing, validation and test; see the module. `fit_length_U` counts each user's leading fitting events.
+
+    `half_U` is 0 for half A and 1 for half B.
+    """
+
+    sequences: Sequences
+    fit_length_U: np.ndarray
+    half_U: np.ndarray
+    routing_items: int
+    seed: int = 0
+    kind: ClassVar[str] = "roles"
+
+    @property
+    def _split_users_U(self) -> np.ndarray:
+        return np.flatnonzero(self.fit_length_U < self.sequences.lengths_U)
+
+    @cached_property
+    def fitting(self) -> Sequences:
+        """The fitting fold: every user's leading events, and nothing that is ever a target."""
+        return self.sequences.leading(self.fit_length_U)
+
+    def routing(self, half: Literal["A", "B"]) -> Examples:
+        """Routing targets of one half of the users, by user and then position.
+
+        Raises:
+            ValueError: `half` is neither "A" nor "B".
+        """
+        if half not in ("A", "B"):
+            raise ValueError(f'half must be "A" or "B", got {half!r}')
+        users = self._split_users_U
+        users = users[self.half_U[users] == "AB".index(half)]
+        user_E = np.repeat(users, self.routing_items)
+        step_E = np.tile(np.arange(self.routing_items), len(users))
+        return Examples(user_E, self.fit_length_U[user_E] + step_E, self.sequences)
+
+    @property
+    def validation(self) -> Examples:
+        """One example per split user, the target being the last but one item."""
+        return _from_end(self.sequences, self._split_users_U, 2)
+
+    @property
+    def test(self) -> Examples:
+        """One example per split user, the target being the last item."""
+        return _from_end(self.sequences, self._split_users_U, 1)
+
+
+@dataclass(frozen=True)
+class LeaveOneOutSplit:
+    """Fit on 0..n-3, validation n-2, test n-1. `fit_length_U` counts each user's leading fitting events."""
+
+    sequences: Sequences
+    fit_length_U: np.ndarray
+    kind: ClassVar[str] = "leave_one_out"
+
+    @property
+    def _split_users_U(self) -> np.ndarray:
+        return np.flatnonzero(self.fit_length_U < self.sequences.lengths_U)
+
+    @cached_property
+    def fitting(self) -> Sequences:
+        """The fitting fold: every user's leading events, and nothing that is ever a target."""
+        return self.sequences.leading(self.fit_length_U)
+
+    @property
+    def validation(self) -> Examples:
+        """One example per split user, the target being the last but one item."""
+        return _from_end(self.sequences, self._split_users_U, 2)
+
+    @property
+    def test(self) -> Examples:
+        """One example per split user, the target being the last item."""
+        return _from_end(self.sequences, self._split_users_U, 1)
+
+
+def _from_end(sequences: Sequences, users: np.ndarray, back: int) -> Examples:
+    return Examples(users, sequences.lengths_U[users] - back, sequences)
+
+
+def user_halves(user_ids_U: np.ndarray, seed: int = 0) -> np.ndarray:
+    """0 (half A) or 1 (half B) per user id, int8: a bit of blake2b over seed and id, the same on every machine."""
+    digests = (hashlib.blake2b(f"{seed}:{user}".encode(), digest_size=8).digest() for user in user_ids_U.tolist())
+    return np.fromiter((digest[0] & 1 for digest in digests), dtype=np.int8, count=len(user_ids_U))
+
+
+def make_split(
+    sequences: Sequences, kind: SplitKind, routing_items: int = 1, seed: int = 0
+) -> RolesSplit | LeaveOneOutSplit:
+    """Split every user's sequence by `kind`.
+
+    Under `roles` a user with fewer than 5 events, or with fewer than 2 left before its routing targets, goes whole
+    to the fitting fold; under `leave_one_out` one with fewer than 3. `routing_items` and `seed` (which user falls
+    in which half) matter to `roles` only.
+
+    Raises:
+        ValueError: an unknown kind or `routing_items` below 1.
+    """
+    lengths_U = sequences.lengths_U
+    if kind == "leave_one_out":
+        fit_length_U = np.where(lengths_U < MIN_LEAVE_ONE_OUT_LENGTH, lengths_U, lengths_U - 2)
+        return LeaveOneOutSplit(sequences, fit_length_U)
+    if kind != "roles":
+        raise ValueError(f"unknown split {kind!r}; choose one of {', '.join(KINDS)}")
+    if routing_items < 1:
+        raise ValueError(f"routing_items must be at least 1, got {routing_items}")
+    held_out = routing_items + 2
+    shortest = max(MIN_ROLES_LENGTH, held_out + MIN_FIT_LENGTH)
+    fit_length_U = np.where(lengths_U < shortest, lengths_U, lengths_U - held_out)
+    return RolesSplit(sequences, fit_length_U, user_halves(sequences.user_ids_U, seed), routing_items, seed)
+
+
+def load_split(dataset_dir: str | Path) -> RolesSplit | LeaveOneOutSplit:
+    """The split that the data set's `dataset.json` records, so that every stage works on the same one.
+
+    Raises:
+        FileNotFoundError: a file of the data set is missing.
+        ValueError: `dataset.json` is torn or lacks a key.
+    """
+    path = Path(dataset_dir) / DATASET_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make the data set with a data_prep script first")
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        kind, routing_items, seed = known["split"], known["routing_items"], known["split_seed"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not record a split ({error}); run the data_prep script again") from error
+    return make_split(Sequences.load(dataset_dir), kind, routing_items, seed)

@@ -1,0 +1,102 @@
+"""Vectors of item text: what the quantiser clusters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recllm.data.catalog import Catalog
+
+EMBEDDINGS_FILE = "item_embeddings.safetensors"
+MINILM = "all-minilm-l6-v2"
+TFIDF = "tfidf-svd"
+_SVD_WIDTH = 128
+
+
+def item_texts(catalog: Catalog) -> list[str]:
+    """One line an item: the title, then its categories, `Toy Story (1995). Animation, Comedy`."""
+    texts = []
+    for title, categories in zip(catalog.titles, catalog.categories, strict=True):
+        named = ", ".join(category for category in categories if category)
+        texts.append(". ".join(part for part in (title.strip(), named) if part))
+    return texts
+
+
+def embed_items(catalog: Catalog, encoder: str = "auto", seed: int = 0) -> tuple[np.ndarray, str]:
+    """Unit vectors float32 (items, width) of the items' text, and the name of the encoder that made them.
+
+    encoder: "minilm" (all-MiniLM-L6-v2, 384 wide), "tfidf" (words and word pairs, TF-IDF, truncated SVD to at most
+    128), a sentence-transformers folder or Hub id, or "auto": MiniLM, and TF-IDF with a warning where MiniLM cannot
+    be had. Items without any text get the zero vector under TF-IDF. Deterministic under `seed`.
+
+    Raises:
+        ValueError: no item has any text.
+        OSError, RuntimeError: the encoder asked for is out of reach (not with "auto").
+    """
+    texts = item_texts(catalog)
+    if not any(texts):
+        raise ValueError("no item of the catalogue has a title or a category: there is nothing to embed")
+    if encoder == "tfidf":
+        return _tfidf(texts, seed), TFIDF
+    if encoder == "auto":
+        try:
+            folder = _fetch_minilm()
+        except Exception as error:  # whatever keeps the model out of reach, the warning and run.json tell it
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{MINILM} is out of reach, item text is embedded by TF-IDF + SVD instead ({reason})")
+            return _tfidf(texts, seed), TFIDF
+        return _sentences(texts, str(folder)), MINILM
+    if encoder == "minilm":
+        return _sentences(texts, str(_fetch_minilm())), MINILM
+    return _sentences(texts, encoder), encoder
+
+
+def save_embeddings(folder: str | Path, vectors_ND: np.ndarray) -> None:
+    """Write the item vectors into `folder`; row i belongs to item i."""
+    from safetensors.numpy import save_file
+
+    save_file({"vectors": np.ascontiguousarray(vectors_ND, dtype=np.float32)}, Path(folder) / EMBEDDINGS_FILE)
+
+
+def load_embeddings(folder: str | Path) -> np.ndarray:
+    """The item vectors float32 (items, width) of a SID table folder; FileNotFoundError where there are none."""
+    from safetensors.numpy import load_file
+
+    path = Path(folder) / EMBEDDINGS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: make the table with train_sid_tokenizer.py")
+    return load_file(path)["vectors"]
+
+
+def _fetch_minilm() -> Path:
+    from recllm import assets
+
+    return assets.fetch(MINILM)
+
+
+def _sentences(texts: Sequence[str], name: str) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    # Safetensors only: the other weight format of such folders is a pickle.
+    model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
+    return model.encode(
+        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=True
+    ).astype(np.float32)
+
+
+def _tfidf(texts: Sequence[str], seed: int) -> np.ndarray:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.preprocessing import normalize
+
+    # One-letter words count: there are films called M and Z.
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
+    counts_NW = words.fit_transform(texts)
+    width = min(_SVD_WIDTH, min(counts_NW.shape) - 1)
+    if width < 1:
+        return normalize(counts_NW.toarray()).astype(np.float32)
+    vectors_ND = TruncatedSVD(width, random_state=seed).fit_transform(counts_NW)
+    return normalize(vectors_ND).astype(np.float32)

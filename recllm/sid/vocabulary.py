@@ -1,0 +1,196 @@
+"""SID tokens in a language model's vocabulary: regular tokens, new rows, and the table that travels with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from recllm.provenance import read_json
+from recllm.sid.table import SidTable, token_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TABLE_FOLDER = "sid_table"
+INITS = ("mean", "noise")
+# Rows of embeddings are gathered for so many title tokens at a time (times width: the memory in use).
+_BLOCK_TOKENS = 65536
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What `extend` did: the ids of the sid tokens (one array a level), the rows before and after, and what changed."""
+
+    token_ids: list[np.ndarray]
+    rows_before: int
+    rows_after: int
+    changed: bool
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for metrics.json."""
+        return {
+            "sid_tokens": sum(len(ids) for ids in self.token_ids),
+            "rows_before": self.rows_before,
+            "rows_after": self.rows_after,
+        }
+
+
+def extend(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    table: SidTable,
+    titles: Sequence[str] = (),
+    init: str = "mean",
+    seed: int = 0,
+    multiple: int = 64,
+) -> Extension:
+    """Add the table's sid tokens to the model and its tokenizer, in place.
+
+    The tokens are regular ones (they survive `skip_special_tokens`). Their rows start as (`init`)
+    mean: the mean of the base embeddings of all title tokens of the items that carry the code; a code that no
+    titled item carries gets the mean base row. noise: the mean base row plus normal noise of the base rows' own
+    spread. An untied output head is initialised the same way from its own rows. The number of rows is padded to a
+    multiple of `multiple` with mean rows and never shrinks; the rows of the base vocabulary keep every bit; tied
+    weights stay tied. `titles[i]` is the title of item i. A model that already speaks this table is left as it is.
+
+    Raises:
+        ValueError: the model speaks another table, its vocabulary already has some of the tokens, an unknown init,
+            "mean" without a title for each item, or a tokenizer with more tokens than the model has rows.
+    """
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
+    rows_before = model.get_input_embeddings().weight.shape[0]
+    known = getattr(model.config, "sid_table_hash", None)
+    if known == table.hash:
+        return Extension(sid_token_ids(tokenizer, table), rows_before, rows_before, changed=False)
+    if known is not None:
+        raise ValueError(f"the model already speaks SID table {known[:12]}, not {table.hash[:12]}: extend the base model")
+    if init == "mean" and len(titles) != len(table):
+        raise ValueError(f"init 'mean' needs one title an item: got {len(titles)} titles for {len(table)} items")
+    base = len(tokenizer)
+    if base > rows_before:
+        raise ValueError(f"the tokenizer has {base} tokens but the model only {rows_before} embedding rows")
+    # Before the tokens exist, so that no title can be read as one of them.
+    words = _title_tokens(tokenizer, titles) if init == "mean" else None
+    token_ids = _add_tokens(tokenizer, table, base)
+    rows_after = -(-max(rows_before, len(tokenizer)) // multiple) * multiple
+    fresh = slice(base, len(tokenizer))
+    old = _rows(model)
+    tied = len(old) == 1
+    starts = [_initial_rows(weight_VD, base, table, words, init, seed) for weight_VD in old]
+    model.resize_token_embeddings(rows_after, mean_resizing=False)
+    if bool(model.config.get_text_config().tie_word_embeddings) != tied or (len(_rows(model)) == 1) != tied:
+        raise ValueError("resizing changed whether input and output embeddings are tied: this model is not supported")
+    with torch.no_grad():
+        for weight_VD, (start_KD, mean_D) in zip(_rows(model), starts, strict=True):
+            weight_VD[rows_before:] = mean_D.to(weight_VD)
+            weight_VD[fresh] = start_KD.to(weight_VD)
+    model.config.sid_table_hash = table.hash
+    return Extension(token_ids, rows_before, rows_after, changed=True)
+
+
+def sid_token_ids(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> list[np.ndarray]:
+    """int64 token ids of each level's codes, one array a level; ValueError names a token that is not one id."""
+    vocabulary = tokenizer.get_vocab()
+    levels = []
+    for level, size in enumerate(table.level_sizes):
+        ids = [vocabulary.get(token_text(level, code), -1) for code in range(size)]
+        if -1 in ids:
+            missing = token_text(level, ids.index(-1))
+            raise ValueError(f"the tokenizer has no token {missing}: extend the vocabulary with this SID table first")
+        levels.append(np.array(ids, dtype=np.int64))
+    return levels
+
+
+def save_extended(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: SidTable
+) -> None:
+    """Write model, generation config, tokenizer and, under `sid_table/`, the table; ValueError where they differ."""
+    if getattr(model.config, "sid_table_hash", None) != table.hash:
+        raise ValueError("the model was not extended with this SID table")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    table.save(Path(folder) / TABLE_FOLDER)
+
+
+def check_table(model_dir: str | Path, table: SidTable) -> None:
+    """Raise ValueError where the checkpoint in `model_dir` was built on another SID table than `table`, or on none."""
+    known = read_json(Path(model_dir) / "config.json").get("sid_table_hash")
+    if known is None:
+        raise ValueError(f"{model_dir} speaks no SIDs: extend its vocabulary with extend_vocab.py first")
+    if known != table.hash:
+        raise ValueError(
+            f"{model_dir} was built on SID table {str(known)[:12]}, not on {table.hash[:12]}: use the table in "
+            f"{Path(model_dir) / TABLE_FOLDER}, or extend the base model with the other one"
+        )
+
+
+def _rows(model: PreTrainedModel) -> list[torch.Tensor]:
+    # The input rows, and the output rows where they are weights of their own.
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is None or outputs.weight is inputs.weight:
+        return [inputs.weight]
+    return [inputs.weight, outputs.weight]
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, table: SidTable, base: int) -> list[np.ndarray]:
+    from transformers import AddedToken
+
+    vocabulary = tokenizer.get_vocab()
+    taken = [token for token in table.tokens() if token in vocabulary]
+    if taken:
+        raise ValueError(f"the vocabulary already has {len(taken)} of the sid tokens ({taken[0]}, ...): use a base model")
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.tokens()])
+    token_ids = sid_token_ids(tokenizer, table)
+    if not np.array_equal(np.concatenate(token_ids), np.arange(base, len(tokenizer))):
+        raise ValueError("the tokenizer's ids have gaps: the sid tokens did not get the ids after its last one")
+    return token_ids
+
+
+@dataclass(frozen=True)
+class _TitleTokens:
+    """Tokens of all titles in one row: `ids_M` token ids, `items_M` the item each belongs to."""
+
+    ids_M: np.ndarray
+    items_M: np.ndarray
+
+
+def _title_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> _TitleTokens:
+    ids: list[list[int]] = tokenizer(list(titles), add_special_tokens=False)["input_ids"] if len(titles) else []
+    lengths_N = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+    flat_M = np.fromiter((token for tokens in ids for token in tokens), dtype=np.int64, count=int(lengths_N.sum()))
+    return _TitleTokens(flat_M, np.repeat(np.arange(len(ids)), lengths_N))
+
+
+def _initial_rows(
+    weight_VD: torch.Tensor, base: int, table: SidTable, words: _TitleTokens | None, init: str, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Float32 rows of the sid tokens in level order, and the mean base row.
+    base_VD = weight_VD.detach()[:base]
+    mean_D = base_VD.mean(0, dtype=torch.float32)
+    size = sum(table.level_sizes)
+    if init == "noise":
+        spread_D = (base_VD.float() - mean_D).square().mean(0).sqrt()
+        noise_KD = torch.randn(size, len(mean_D), generator=torch.Generator().manual_seed(seed))
+        return mean_D + noise_KD.to(mean_D) * spread_D, mean_D
+    firsts_L = np.cumsum([0, *table.level_sizes[:-1]])
+    sums_KD = mean_D.new_zeros(size, len(mean_D))
+    counts_K = mean_D.new_zeros(size)
+    for start in range(0, len(words.ids_M), _BLOCK_TOKENS):
+        block = slice(start, start + _BLOCK_TOKENS)
+        vectors_MD = base_VD[_long(words.ids_M[block], base_VD)].float()
+        for codes_M in (table.codes_NL[words.items_M[block]] + firsts_L).T:
+            index_M = _long(codes_M, base_VD)
+            sums_KD.index_add_(0, index_M, vectors_MD)
+            counts_K.index_add_(0, index_M, torch.ones_like(vectors_MD[:, 0]))
+    means_KD = sums_KD / counts_K.clamp_min(1)[:, None]
+    return torch.where(counts_K[:, None] > 0, means_KD, mean_D), mean_D
+
+
+def _long(values: Any, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(like.device)
