@@ -10,10 +10,19 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+# The order of the flags at the end of a row of u.item.
+# fmt: off
 _GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)
+# fmt: on
+# Columns of the atomic files; the separator in the files is a tab.
+_RATINGS = "user_id:token item_id:token rating:float timestamp:float"
+_ITEMS_100K = "item_id:token movie_title:token_seq release_year:token class:token_seq"
+_USERS_100K = "user_id:token age:token gender:token occupation:token zip_code:token"
+_ITEMS_1M = "item_id:token movie_title:token release_year:float genre:token"
+_USERS_1M = "user_id:token age:float gender:token occupation:float zip_code:token"
 
 
 def move_all(delivered: Path, folder: Path) -> None:
@@ -48,20 +57,16 @@ def checked_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
-def unpack(
-    delivered: Path, folder: Path, prefix: str = "", suffixes: tuple[str, ...] = (), names: tuple[str, ...] = ()
-) -> None:
+def unpack(delivered: Path, folder: Path, prefix: str, names: tuple[str, ...] = ()) -> None:
     """Unpack the members below `prefix` of the one delivered zip (a wheel is one), without the prefix.
 
-    `suffixes` and `names` (paths below the prefix) narrow the choice. Raises `ValueError` where nothing is left.
+    `names`, paths below the prefix, narrow the choice. Raises `ValueError` where nothing is left.
     """
     count = 0
     with zipfile.ZipFile(only_file(delivered)) as archive:
         for info in checked_members(archive):
             name = info.filename.removeprefix(prefix)
-            if not info.filename.startswith(prefix) or not name:
-                continue
-            if (suffixes and not name.endswith(suffixes)) or (names and name not in names):
+            if not info.filename.startswith(prefix) or (names and name not in names):
                 continue
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,14 +108,9 @@ def movielens_100k(delivered: Path, folder: Path) -> None:
             title = year = "unkonwn"
         genres = [name for name, flag in zip(_GENRES_100K, film[-len(_GENRES_100K) :], strict=True) if flag == "1"]
         items.append((film[0], title, year, " ".join(genres)))
-    _write(folder / "ml-100k.inter", "user_id:token item_id:token rating:float timestamp:float", ratings, "\n")
-    _write(folder / "ml-100k.item", "item_id:token movie_title:token_seq release_year:token class:token_seq", items, "\n")
-    _write(
-        folder / "ml-100k.user",
-        "user_id:token age:token gender:token occupation:token zip_code:token",
-        users,
-        "\n",
-    )
+    _write(folder / "ml-100k.inter", _RATINGS, ratings, "\n")
+    _write(folder / "ml-100k.item", _ITEMS_100K, items, "\n")
+    _write(folder / "ml-100k.user", _USERS_100K, users, "\n")
 
 
 def movielens_1m(delivered: Path, folder: Path) -> None:
@@ -122,14 +122,9 @@ def movielens_1m(delivered: Path, folder: Path) -> None:
         names = {film: name for film, name, _ in films}
         ratings = [(f"1m_{u}", names[i], r, t) for u, i, r, t in _rows(archive, "ml-1m/ratings.dat", "::")]
     items = [(name, *_title_and_year(name), genres.replace("|", " ")) for _, name, genres in films]
-    _write(folder / "ml-1m.inter", "user_id:token item_id:token rating:float timestamp:float", ratings, "\r\n")
-    _write(folder / "ml-1m.item", "item_id:token movie_title:token release_year:float genre:token", items, "\r\n")
-    _write(
-        folder / "ml-1m.user",
-        "user_id:token age:float gender:token occupation:float zip_code:token",
-        users,
-        "\r\n",
-    )
+    _write(folder / "ml-1m.inter", _RATINGS, ratings, "\r\n")
+    _write(folder / "ml-1m.item", _ITEMS_1M, items, "\r\n")
+    _write(folder / "ml-1m.user", _USERS_1M, users, "\r\n")
 
 
 def gguf_model(delivered: Path, folder: Path, member: str) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def _build_first(asset: Asset, sources: list[Source], home: Path) -> Path:
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=home))
         try:
             return _build(asset, source, staging, home / source.kind)
-        except (SourceError, ValueError, KeyError) as error:
+        except (SourceError, ValueError, KeyError, zipfile.BadZipFile) as error:
             reasons.append(f"{source.kind} {source.location}: {error}")
         except OSError as error:
             reasons.append(f"{source.kind} {source.location}: {_explain(error, home)}")
@@ -138,6 +139,7 @@ def _build(asset: Asset, source: Source, staging: Path, entry: Path) -> Path:
     }
     _to_disk(paths)
     write_json(built / MARKER, _record(asset, source, files))
+    (built / MARKER).chmod(0o644)  # a cache may be shared between users
     if entry.exists():
         # Not valid, or it would have been used. Moved aside first, so that no reader sees a mixture.
         entry.replace(staging / "stale")

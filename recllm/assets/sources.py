@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import os
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def _download(url: str, target: Path) -> None:
         raise SourceError(f"{url} answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise SourceError(f"{url}: {error.reason}") from error
+    except http.client.HTTPException as error:
+        raise SourceError(f"{url} broke off: {error!r}") from error
     if size is not None and written != int(size):
         raise SourceError(f"{url} broke off after {written} of {size} bytes")
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recllm.backbones.base import Backbone, left_align
 from recllm.data.interactions import Sequences
 from recllm.data.splits import Examples
+from recllm.metrics.bootstrap import flat, mean_interval
 from recllm.metrics.ranking import ndcg_at_k, rank_of_targets, recall_at_k
 
 
@@ -119,7 +120,7 @@ def full_ranks(model: Backbone, examples: Examples, exclude_seen: bool, batch_si
     """
     rank_E = np.zeros(len(examples))
     for rows, scores_BN in score_batches(model, examples, batch_size):
-        seen = [examples.seen(row) for row in rows] if exclude_seen else None
+        seen = [examples.history(row) for row in rows] if exclude_seen else None
         rank_E[rows] = rank_of_targets(scores_BN.float().cpu().numpy(), examples.targets_E[rows], exclude=seen)
     return rank_E
 
@@ -136,7 +137,33 @@ def score_batches(
         yield rows, model.score(left_align(histories_ET[rows]).to(device))
 
 
+@torch.no_grad()
+def top_lists(model: Backbone, examples: Examples, k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of every example and their scores: `items_EK` int32, `scores_EK` float32, best first.
+
+    Ties go to the lower item id. Raises `ValueError` where an example has fewer than k items left.
+    """
+    items_EK = np.zeros((len(examples), k), dtype=np.int32)
+    scores_EK = np.zeros((len(examples), k), dtype=np.float32)
+    for rows, scores_BN in score_batches(model, examples):
+        scores_BN = scores_BN.float()
+        if exclude_seen:
+            for place, row in enumerate(rows):
+                scores_BN[place, torch.as_tensor(examples.history(row).astype(np.int64))] = float("-inf")
+        if not 0 < k <= scores_BN.shape[1]:
+            raise ValueError(f"asked for {k} of {scores_BN.shape[1]} items")
+        order_BN = torch.argsort(scores_BN, dim=1, descending=True, stable=True)[:, :k]
+        top_BK = scores_BN.gather(1, order_BN)
+        if not torch.isfinite(top_BK).all():
+            raise ValueError(f"an example has fewer than {k} unseen items; ask for less")
+        items_EK[rows], scores_EK[rows] = order_BN.int().cpu().numpy(), top_BK.cpu().numpy()
+    return items_EK, scores_EK
+
+
 def ranking_metrics(rank_E: np.ndarray, ks: tuple[int, ...] = (5, 10)) -> dict[str, float]:
-    """Mean NDCG and Recall at each cut-off."""
-    named = {f"ndcg@{k}": float(ndcg_at_k(rank_E, k).mean()) for k in ks}
-    return named | {f"recall@{k}": float(recall_at_k(rank_E, k).mean()) for k in ks}
+    """NDCG and Recall at each cut-off with bootstrap 95% intervals (`_lo`, `_hi`), and the count `n`."""
+    metrics: dict[str, float] = {"n": len(rank_E)}
+    for k in ks:
+        metrics |= flat(f"ndcg@{k}", mean_interval(ndcg_at_k(rank_E, k)))
+        metrics |= flat(f"recall@{k}", mean_interval(recall_at_k(rank_E, k)))
+    return metrics

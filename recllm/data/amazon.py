@@ -169,7 +169,7 @@ def _metadata(folder: Path, form: Format) -> Table:
     table = set_aside(table, first_reason(*_no_key(keys.item)))
     categories = pl.col(keys.categories)
     if keys.categories_type != _LIST:  # several paths per item become one list without repeats
-        categories = categories.list.eval(pl.element().explode(empty_as_null=False, keep_nulls=False))
+        categories = categories.list.eval(pl.element().explode())
     frame = table.frame.select(
         "_line",
         pl.col(keys.item).alias("item"),
@@ -225,7 +225,8 @@ def _items(folder: Path) -> Table:
     table = _tsv(folder, "items.tsv")
     need(table, "item_id", "title")
     table = set_aside(table, first_reason((pl.col("item_id") == "", "empty item_id")))
-    frame = table.frame.rename({"item_id": "item"})
+    # Two names are the catalogue's own.
+    frame = table.frame.drop("item", "source_id", strict=False).rename({"item_id": "item"})
     if "categories" not in frame.columns:
         frame = frame.with_columns(pl.lit([], dtype=_LIST).alias("categories"))
     elif frame["categories"].str.contains("|", literal=True).any():

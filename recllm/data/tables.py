@@ -82,6 +82,8 @@ def read_table(file: str, content: bytes, separator: str = "\t", typed_header: b
     names = header["_text"].item().split(separator)
     if typed_header:
         names = [name.split(":")[0] for name in names]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{file}: the header names a column twice ({', '.join(names)}); rename one")
     body = body.with_columns(pl.col("_text").str.split(separator).alias("_fields"))
     reason = pl.when(pl.col("_fields").list.len() != len(names)).then(
         pl.format("{} fields, the header has {}", pl.col("_fields").list.len(), pl.lit(len(names)))
@@ -101,7 +103,7 @@ def _lines(content: bytes) -> tuple[pl.DataFrame, bool]:
         text, undecodable = content.decode("utf-8-sig", errors="replace"), True
     lines = pl.DataFrame({"_text": text.split("\n")}, schema={"_text": pl.String}).with_row_index("_line", offset=1)
     lines = lines.with_columns(pl.col("_line").cast(pl.Int64), pl.col("_text").str.strip_suffix("\r"))
-    return lines.filter(pl.col("_text").str.strip_chars() != ""), undecodable
+    return lines.filter(pl.col("_text").str.strip_chars(" ") != ""), undecodable
 
 
 def as_quarantine(file: str, frame: pl.DataFrame) -> pl.DataFrame:

@@ -79,10 +79,12 @@ class SidLogitsProcessor(LogitsProcessor):
         for column in range(tail_BW.shape[1]):
             tokens_B = tail_BW[:, column]
             next_B = trie.find(nodes_B, tokens_B)
-            # What does not continue a SID may begin one; else it is text.
+            # A longer SID replaces the complete one it began as; what continues no SID may begin one, else it is text.
+            outgrown_B = (next_B >= 0) & (trie.items_V[nodes_B] >= 0)
             next_B = torch.where(next_B < 0, trie.find(torch.full_like(nodes_B, ROOT), tokens_B), next_B)
             nodes_B = next_B.clamp_min(ROOT)
-            complete_B = complete_B + (trie.items_V[nodes_B] >= 0) * (first + column >= self.prompt_length)
+            change_B = (trie.items_V[nodes_B] >= 0).long() - outgrown_B.long()
+            complete_B = complete_B + change_B * (first + column >= self.prompt_length)
             complete_B = torch.where(in_alphabet_BW[:, column], complete_B, 0)
             nodes_B = torch.where(self._has_children(nodes_B), nodes_B, ROOT)
         return nodes_B, complete_B
@@ -101,16 +103,15 @@ class SidLogitsProcessor(LogitsProcessor):
         return self.trie.offsets_V1[nodes_B + 1] > self.trie.offsets_V1[nodes_B]
 
     def _open_outside(self, complete_B: torch.Tensor, length: int, vocabulary: int) -> torch.Tensor:
-        root_B = torch.full_like(complete_B, ROOT)
-        starts_BV = self.trie.allowed_mask(root_B, vocabulary)
+        starts_V = self.trie.allowed_mask(complete_B.new_full((1,), ROOT), vocabulary)[0]
         if self.max_length is not None and length + self.trie.depth > self.max_length:
-            starts_BV = torch.zeros_like(starts_BV)
+            starts_V = torch.zeros_like(starts_V)
         if not self.only_sids:
-            text_V = torch.ones(vocabulary, dtype=torch.bool, device=complete_B.device)
+            text_V = torch.ones_like(starts_V)
             text_V[self.trie.alphabet_A] = False
-            return starts_BV | text_V
-        if self.max_items is not None:
-            starts_BV &= (complete_B < self.max_items)[:, None]
+            return (starts_V | text_V).expand(len(complete_B), -1)
+        full_B = complete_B >= (torch.inf if self.max_items is None else self.max_items)
+        starts_BV = starts_V & ~full_B[:, None]
         may_end_B = (complete_B >= self.min_items) | ~starts_BV.any(1)
         starts_BV[:, self._ends.to(starts_BV.device)] = may_end_B[:, None]
         return starts_BV

@@ -58,7 +58,9 @@ class SidTrie:
         """
         levels = list(tokens) if isinstance(tokens, (list, tuple)) else sid_token_ids(tokens, table)
         if [len(ids) for ids in levels] != list(table.level_sizes):
-            raise ValueError(f"token ids of {[len(ids) for ids in levels]} codes for levels of {list(table.level_sizes)}")
+            raise ValueError(
+                f"token ids of {[len(ids) for ids in levels]} codes for levels of {list(table.level_sizes)}"
+            )
         tokens_NL = np.stack([np.asarray(ids)[table.codes_NL[:, level]] for level, ids in enumerate(levels)], axis=1)
         return cls._build(tokens_NL.astype(np.int64), np.concatenate(levels))
 
@@ -165,7 +167,9 @@ class SidTrie:
         next_B = self.find(nodes_B, tokens_B)
         if bool((next_B < 0).any()):
             row = int((next_B < 0).nonzero()[0])
-            raise KeyError(f"row {row}: token {int(tokens_B[row])} does not continue the prefix of node {int(nodes_B[row])}")
+            raise KeyError(
+                f"row {row}: token {int(tokens_B[row])} does not continue the prefix of node {int(nodes_B[row])}"
+            )
         return next_B
 
     def find(self, nodes_B: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:

@@ -67,20 +67,33 @@ def _nearest(
     waiting_N = _losers(codes_NL, _residual(codes_NL, latents_ND, centroids, len(level_sizes)))
     if not waiting_N.any():
         return codes_NL
-    residual_ND = _residual(codes_NL, latents_ND, centroids, len(level_sizes) - 1)
-    bucket_N = row_ids(codes_NL[:, :-1])
-    order_N = np.argsort(bucket_N, kind="stable")
-    bounds_G1 = np.append(np.flatnonzero(np.diff(bucket_N[order_N], prepend=-1)), len(order_N))
-    for bucket in np.unique(bucket_N[waiting_N]):
-        members = order_N[bounds_G1[bucket] : bounds_G1[bucket + 1]]
-        movers = members[waiting_N[members]]
-        free_F = np.setdiff1d(np.arange(level_sizes[-1]), codes_NL[members[~waiting_N[members]], -1])
-        rows, columns = linear_sum_assignment(_squared_distances(residual_ND[movers], centroids[-1][free_F]))
-        codes_NL[movers[rows], -1] = free_F[columns]
-        waiting_N[movers[rows]] = False
+    _share_prefixes(codes_NL, waiting_N, level_sizes[-1], latents_ND, centroids)
     if waiting_N.any():
         _descend(codes_NL, waiting_N, level_sizes, latents_ND, centroids)
     return codes_NL
+
+
+def _share_prefixes(
+    codes_NL: np.ndarray, waiting_N: np.ndarray, size: int, latents_ND: np.ndarray, centroids: Sequence[np.ndarray]
+) -> None:
+    # Within each prefix the waiting items take free last codes; the cheapest assignment of all of them, not one by one.
+    bucket_N = row_ids(codes_NL[:, :-1])
+    order_N = np.argsort(bucket_N, kind="stable")
+    bounds_G1 = np.append(np.flatnonzero(np.diff(bucket_N[order_N], prepend=-1)), len(order_N))
+    items_M = order_N[waiting_N[order_N]]
+    residual_MD = _residual(codes_NL[items_M], latents_ND[items_M], centroids, codes_NL.shape[1] - 1)
+    costs_MK = _squared_distances(residual_MD, centroids[-1])
+    starts_G1 = np.searchsorted(bucket_N[items_M], np.arange(len(bounds_G1)))
+    for bucket in np.unique(bucket_N[items_M]):
+        members = order_N[bounds_G1[bucket] : bounds_G1[bucket + 1]]
+        free_K = np.ones(size, dtype=bool)
+        free_K[codes_NL[members[~waiting_N[members]], -1]] = False
+        free_F = np.flatnonzero(free_K)
+        rows = slice(starts_G1[bucket], starts_G1[bucket + 1])
+        movers, columns = linear_sum_assignment(costs_MK[rows][:, free_F])
+        placed = items_M[rows][movers]
+        codes_NL[placed, -1] = free_F[columns]
+        waiting_N[placed] = False
 
 
 def _losers(codes_NL: np.ndarray, residual_ND: np.ndarray) -> np.ndarray:
@@ -120,9 +133,7 @@ def _descend(
             used[length][prefix[:length]] += 1
 
 
-def _residual(
-    codes_NL: np.ndarray, latents_ND: np.ndarray, centroids: Sequence[np.ndarray], levels: int
-) -> np.ndarray:
+def _residual(codes_NL: np.ndarray, latents_ND: np.ndarray, centroids: Sequence[np.ndarray], levels: int) -> np.ndarray:
     residual_ND = np.array(latents_ND, dtype=np.float32)
     for level in range(levels):
         residual_ND -= centroids[level][codes_NL[:, level]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from recllm import assets
 from recllm.data.catalog import Catalog
 
 EMBEDDINGS_FILE = "item_embeddings.safetensors"
@@ -33,24 +35,24 @@ def embed_items(catalog: Catalog, encoder: str = "auto", seed: int = 0) -> tuple
     be had. Items without any text get the zero vector under TF-IDF. Deterministic under `seed`.
 
     Raises:
-        ValueError: no item has any text.
-        OSError, RuntimeError: the encoder asked for is out of reach (not with "auto").
+        ValueError: no item has a word of text.
+        AssetError, OSError: the encoder asked for is out of reach (not with "auto").
     """
     texts = item_texts(catalog)
-    if not any(texts):
-        raise ValueError("no item of the catalogue has a title or a category: there is nothing to embed")
+    if not any(re.search(r"\w", text) for text in texts):
+        raise ValueError("no item of the catalogue has a word in its title or categories: there is nothing to embed")
     if encoder == "tfidf":
         return _tfidf(texts, seed), TFIDF
     if encoder == "auto":
         try:
-            folder = _fetch_minilm()
-        except Exception as error:  # whatever keeps the model out of reach, the warning and run.json tell it
-            reason = f"{type(error).__name__}: {error}"
-            warnings.warn(f"{MINILM} is out of reach, item text is embedded by TF-IDF + SVD instead ({reason})")
+            assets.fetch(MINILM)
+        except assets.AssetError as error:
+            warnings.warn(f"{MINILM} is out of reach, item text is embedded by TF-IDF + SVD instead: {error}")
             return _tfidf(texts, seed), TFIDF
-        return _sentences(texts, str(folder)), MINILM
-    if encoder == "minilm":
-        return _sentences(texts, str(_fetch_minilm())), MINILM
+    if encoder in ("auto", "minilm"):
+        vectors_ND = _sentences(texts, str(assets.fetch(MINILM)))
+        source = assets.source_of(MINILM)["source"]
+        return vectors_ND, f"{MINILM} from {source['kind']} {source['location']}"
     return _sentences(texts, encoder), encoder
 
 
@@ -69,12 +71,6 @@ def load_embeddings(folder: str | Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make the table with train_sid_tokenizer.py")
     return load_file(path)["vectors"]
-
-
-def _fetch_minilm() -> Path:
-    from recllm import assets
-
-    return assets.fetch(MINILM)
 
 
 def _sentences(texts: Sequence[str], name: str) -> np.ndarray:

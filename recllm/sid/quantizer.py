@@ -98,7 +98,10 @@ def table_report(
     report |= {name: value for name, value in after.items() if name[0] in LEVEL_LETTERS[levels : len(sizes)]}
     last = f"{LEVEL_LETTERS[levels - 1]}/mse"
     report["mse"], report["mse_after_policy"] = report[last], after[last]
-    report["collision_rate_before"], report["collision_rate_after"] = collision_rate(codes_NL), collision_rate(unique_NM)
+    report["collision_rate_before"], report["collision_rate_after"] = (
+        collision_rate(codes_NL),
+        collision_rate(unique_NM),
+    )
     report["moved_items"] = int((codes_NL != unique_NM[:, :levels]).any(axis=1).sum())
     return report
 

@@ -7,6 +7,7 @@ Lloyd's iterations run as matrix products in torch, on the device of the tensor 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 _BLOCK_ROWS = 32768
 # k-means++ looks at this many rows per code at most; each of its steps reads all rows it looks at.
 _SEEDING_ROWS_PER_CODE = 16
+# A squared distance below this share of the largest squared length is float32 rounding, not distance.
+_ROUNDING = 1e-6
 
 
 @dataclass
@@ -81,10 +84,14 @@ class ResidualKMeans:
     def _fit_level(self, vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
         seeding = _plus_plus if self.init == "k-means++" else _sample
         centroids_KD = seeding(vectors_ND, size, generator)
+        norms_N = vectors_ND.square().sum(1)
         before = float("inf")
         for _ in range(self.max_iterations):
-            codes_N, errors_N = _assign(vectors_ND, centroids_KD)
+            codes_N, nearest_N = _assign(vectors_ND, centroids_KD)
+            errors_N = (norms_N + nearest_N).clamp_min(0)
             error = float(errors_N.sum(dtype=torch.float64))
+            # Rounding leaves small errors on vectors that lie on their centroid: those are served well.
+            errors_N = torch.where(errors_N > _ROUNDING * norms_N.max(), errors_N, 0)
             centroids_KD, moved_empty = _update(vectors_ND, codes_N, errors_N, centroids_KD)
             if not moved_empty and before - error <= self.tolerance * error:
                 break
@@ -103,14 +110,14 @@ def _as_tensor(vectors_ND: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def _assign(vectors_ND: torch.Tensor, centroids_KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # Nearest centroid and squared distance to it; |x|^2 is left out of the search, being the same for all codes.
+    # Nearest centroid and the squared distance to it less |x|^2, which is the same for all codes.
     norms_K = centroids_KD.square().sum(1)
-    codes, errors = [], []
+    codes, distances = [], []
     for block_BD in vectors_ND.split(_BLOCK_ROWS):
         nearest_B, codes_B = torch.addmm(norms_K, block_BD, centroids_KD.T, alpha=-2).min(dim=1)
         codes.append(codes_B)
-        errors.append((nearest_B + block_BD.square().sum(1)).clamp_min(0))
-    return torch.cat(codes), torch.cat(errors)
+        distances.append(nearest_B)
+    return torch.cat(codes), torch.cat(distances)
 
 
 def _update(
@@ -124,10 +131,8 @@ def _update(
     means_KD[empty_E] = centroids_KD[empty_E]
     if len(empty_E) == 0:
         return means_KD, False
-    # Rounding leaves small errors on vectors that lie on their centroid: those are served well.
-    floor = 1e-6 * float(vectors_ND.square().sum(1).max())
     worst_E = torch.sort(errors_N, descending=True, stable=True).indices[: len(empty_E)]
-    worst_E = worst_E[errors_N[worst_E] > floor]
+    worst_E = worst_E[errors_N[worst_E] > 0]
     means_KD[empty_E[: len(worst_E)]] = vectors_ND[worst_E]
     return means_KD, len(worst_E) > 0
 
@@ -150,22 +155,25 @@ def _sample(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> 
 
 
 def _plus_plus(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    # k-means++ (Arthur and Vassilvitskii 2007): each next row is drawn in proportion to its squared distance.
+    # Greedy k-means++ (Arthur and Vassilvitskii 2007): a few rows are drawn in proportion to their squared distance,
+    # the one that leaves the least is kept.
     rows_S = torch.randperm(len(vectors_ND), generator=generator)[: size * _SEEDING_ROWS_PER_CODE]
     rows_SD = vectors_ND[rows_S.to(vectors_ND.device)]
     norms_S = rows_SD.square().sum(1)
-    floor = 1e-6 * float(norms_S.max())  # below it a distance is rounding, not distance
-    draws_K = torch.rand(size, generator=generator, dtype=torch.float64)
+    floor = _ROUNDING * float(norms_S.max())
+    draws_KC = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64)
     chosen = [0]
-    closest_S = torch.full_like(norms_S, float("inf"))
-    for draw in draws_K[1:].tolist():
-        last = chosen[-1]
-        distance_S = norms_S + norms_S[last] - 2 * (rows_SD @ rows_SD[last])
-        closest_S = torch.minimum(closest_S, distance_S)
+    closest_S = (norms_S + norms_S[0] - 2 * (rows_SD @ rows_SD[0])).clamp_min(0)
+    for draws_C in draws_KC[1:]:
         mass_S = torch.where(closest_S > floor, closest_S, 0).to(torch.float64).cumsum(0)
-        total = float(mass_S[-1])
-        if total == 0:  # fewer distinct rows than codes
+        if float(mass_S[-1]) == 0:  # fewer distinct rows than codes
             break
-        chosen.append(int(torch.searchsorted(mass_S, draw * total, right=True).clamp_max(len(rows_S) - 1)))
+        drawn_C = torch.searchsorted(mass_S, draws_C.to(mass_S.device) * mass_S[-1], right=True)
+        drawn_C = drawn_C.clamp_max(len(rows_S) - 1)
+        distance_SC = norms_S[:, None] + norms_S[drawn_C] - 2 * (rows_SD @ rows_SD[drawn_C].T)
+        closest_SC = torch.minimum(closest_S[:, None], distance_SC.clamp_min(0))
+        best = int(closest_SC.sum(0).argmin())
+        closest_S = closest_SC[:, best].contiguous()
+        chosen.append(int(drawn_C[best]))
     chosen += [index % len(rows_S) for index in range(size - len(chosen))]
     return rows_SD[torch.tensor(chosen, device=rows_SD.device)].clone()

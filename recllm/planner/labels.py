@@ -1,0 +1,64 @@
+"""Which tool would have been right: oracle plans from cached answers, and the warm-up traces made of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from recllm.data.prompts import assistant
+from recllm.planner.bench import Bench
+from recllm.planner.texts import DONE, TOOLS, call_message
+from recllm.tools.cache import DEPTH, ToolCache
+
+
+def dense_value(rank: np.ndarray | float) -> np.ndarray:
+    """1 - ln(rank) / ln(51) of a 1-based rank within the first 50, else 0 (methods: the dense planner term).
+
+    `rank` is 0-based here: 0 gives 1, 49 gives about 0.005, 50 and beyond give 0.
+    """
+    rank = np.asarray(rank, dtype=float)
+    inside = rank < DEPTH
+    return np.where(inside, 1 - np.log(np.where(inside, rank, 0) + 1) / math.log(DEPTH + 1), 0.0)
+
+
+def oracle_tools(cache: ToolCache) -> np.ndarray:
+    """The oracle's tool for each example, `tool_E`: the cheapest that reaches the best NDCG@10.
+
+    Equal NDCG is decided by the logarithm of the rank in the first 50, equal rank by cost; where every tool misses the
+    answer is retrieve.
+    """
+    keys_EP = np.stack([cache.ndcg_PE, dense_value(cache.rank_PE), -cache.cost_PE.astype(float)])
+    best_E = np.lexsort(keys_EP[::-1], axis=0)[-1]
+    missed_E = (cache.rank_PE >= DEPTH).all(0)
+    return np.where(missed_E, TOOLS.index("retrieve"), best_E)
+
+
+def published_tools(cache: ToolCache, first: int = 10) -> np.ndarray:
+    """The paper's pseudo-labels: in retrieve's first 10 -> retrieve, in its first 50 -> rank, else reason."""
+    rank_E = cache.rank_PE[TOOLS.index("retrieve")]
+    return np.where(rank_E < first, 0, np.where(rank_E < DEPTH, 1, 2))
+
+
+def decisive(cache: ToolCache) -> np.ndarray:
+    """Whether the tools differ in NDCG@10, `bool_E`: elsewhere a planner can only save cost."""
+    return np.ptp(cache.ndcg_PE, axis=0) > 0
+
+
+def choose_rows(cache: ToolCache, rng: np.random.Generator, decisive_share: float = 0.5) -> np.ndarray:
+    """Rows in random order, at least `decisive_share` of them decisive: all decisive ones, and as many others as fit."""
+    decisive_E = decisive(cache)
+    chosen, others = np.flatnonzero(decisive_E), np.flatnonzero(~decisive_E)
+    room = int(len(chosen) * (1 - decisive_share) / max(decisive_share, 1e-9))
+    return rng.permutation(np.concatenate([chosen, rng.permutation(others)[:room]]))
+
+
+def trace(bench: Bench, row: int, tool: str) -> list[dict]:
+    """A whole episode as chat messages: retrieve first, so that the choice is made after seeing its answer."""
+    messages, before = list(bench.prompt(row)), None
+    for name in ("retrieve",) if tool == "retrieve" else ("retrieve", tool):
+        items = bench.items(name, row, 10)
+        answer = {"role": "tool", "name": name, "content": bench.result(name, row, items, before)}
+        messages += [call_message(name), answer]
+        before = items
+    return [*messages, assistant(DONE)]

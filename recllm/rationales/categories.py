@@ -1,0 +1,50 @@
+"""Category rationales: which categories the user wants next, from fitting-fold items only (TwiSTAR's RA-SFT).
+
+A row shows the last items as sids and answers with a thought and the next item. The thought names the categories of
+the next few fitting items, so it says what the user is after rather than giving the target away: a thought made from
+the target alone would fix the answer before it is known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from recllm.data.catalog import Catalog
+from recllm.data.prompts import REASONER_HISTORY, assistant, category_thought, reasoner_prompt
+from recllm.data.splits import RolesSplit
+
+AHEAD = 3
+NAMED = 3
+
+
+def top_categories(rows: Sequence[Sequence[str]], named: int = NAMED) -> list[str]:
+    """The most frequent categories of some items, ties in alphabetical order."""
+    counts = Counter(name for names in rows for name in names)
+    return [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:named]]
+
+
+def rationale_rows(
+    split: RolesSplit, catalog: Catalog, sid_texts: Sequence[str], stride: int, seed: int
+) -> dict[str, list]:
+    """Columns `messages`, `user` and `position` of the chat data set.
+
+    A row every `stride` events of each fitting fold, from a random offset, each with a history of up to 20 items. Only
+    events of the fitting fold are read.
+    """
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {"messages": [], "user": [], "position": []}
+    fold = split.fitting
+    for user_row in range(len(fold)):
+        items = fold.items(user_row)
+        # The last positions come first: every user keeps the row nearest to what will be asked.
+        for position in range(len(items) - 1 - int(rng.integers(stride)), 0, -stride):
+            history = items[max(0, position - REASONER_HISTORY) : position]
+            wanted = top_categories([catalog.categories[item] for item in items[position : position + AHEAD]])
+            answer = category_thought(wanted) + sid_texts[items[position]]
+            columns["messages"].append([*reasoner_prompt([sid_texts[item] for item in history]), assistant(answer)])
+            columns["user"].append(int(fold.user_ids_U[user_row]))
+            columns["position"].append(position)
+    return columns

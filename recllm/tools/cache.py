@@ -1,0 +1,103 @@
+"""The answers of every tool, computed once: a planner rollout then costs only the planner's own tokens.
+
+One parquet row per (role, user, position, tool), with the tool's first 50 items, scores, margin and cost. Roles are
+`calibration` (half A's routing targets, for margin digits alone), `routing` (half B's), `validation` and `test`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recllm.data.splits import Examples, RolesSplit
+from recllm.metrics.ranking import ndcg_at_k, rank_in_list
+from recllm.tools.answer import ToolAnswer
+
+FILE = "cache.parquet"
+DEPTH = 50
+ROLES = ("calibration", "routing", "validation", "test")
+TOOL_NAMES = ("retrieve", "rank", "reason")
+
+
+def examples_of(split: RolesSplit, role: str) -> Examples:
+    """The examples behind a role of the cache."""
+    halves = {"calibration": "A", "routing": "B"}
+    return split.routing(halves[role]) if role in halves else getattr(split, role)
+
+
+def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) -> pl.DataFrame:
+    """Rows of the cache for one tool and role."""
+    return pl.DataFrame(
+        {
+            "role": [role] * len(examples),
+            "row": np.arange(len(examples), dtype=np.int32),
+            "tool": [tool] * len(examples),
+            "items": answer.items_EK.tolist(),
+            "scores": answer.scores_EK.tolist(),
+            "margin": answer.margin_E,
+            "cost": answer.cost_E,
+        },
+        schema_overrides={"items": pl.List(pl.Int32), "scores": pl.List(pl.Float32)},
+    )
+
+
+@dataclass(frozen=True)
+class ToolCache:
+    """Cached answers of one role: `items_PEK` (P tools in the order of `TOOL_NAMES`), `margin_PE`, `cost_PE`.
+
+    `edges_P9` are the deciles of each tool's margin on half A; `margin_digit` places a margin among them.
+    """
+
+    items_PEK: np.ndarray
+    margin_PE: np.ndarray
+    cost_PE: np.ndarray
+    targets_E: np.ndarray
+    edges_P9: np.ndarray
+
+    @classmethod
+    def load(cls, folder: str | Path, role: str, split: RolesSplit) -> ToolCache:
+        """Read one role.
+
+        Raises:
+            ValueError: the file lacks rows, because the cache was made from another split.
+        """
+        path = Path(folder) / FILE
+        frame = pl.read_parquet(path)
+        examples = examples_of(split, role)
+        parts, edges = [], []
+        for tool in TOOL_NAMES:
+            rows = frame.filter((pl.col("role") == role) & (pl.col("tool") == tool)).sort("row")
+            if rows["row"].to_list() != list(range(len(examples))):
+                raise ValueError(f"{path}: {len(rows)} rows for {tool} on {role}, the split has {len(examples)}")
+            parts.append(rows)
+            calibration = frame.filter((pl.col("role") == "calibration") & (pl.col("tool") == tool))["margin"].to_numpy()
+            edges.append(np.quantile(calibration, np.arange(1, 10) / 10))
+        return cls(
+            items_PEK=np.stack([np.array(rows["items"].to_list(), dtype=np.int32) for rows in parts]),
+            margin_PE=np.stack([rows["margin"].to_numpy() for rows in parts]),
+            cost_PE=np.stack([rows["cost"].to_numpy() for rows in parts]),
+            targets_E=examples.targets_E,
+            edges_P9=np.stack(edges),
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets_E)
+
+    def margin_digit(self, tool: int, example: int) -> int:
+        """0 (the weakest tenth on half A) to 9 (the strongest)."""
+        return int(np.searchsorted(self.edges_P9[tool], self.margin_PE[tool, example]))
+
+    @cached_property
+    def rank_PE(self) -> np.ndarray:
+        """Rank of the target in each tool's list, `DEPTH` where it is absent."""
+        found = [rank_in_list(items_EK, self.targets_E) for items_EK in self.items_PEK]
+        return np.minimum(np.stack(found), DEPTH)
+
+    @cached_property
+    def ndcg_PE(self) -> np.ndarray:
+        """NDCG@10 of each tool's list."""
+        return np.stack([ndcg_at_k(rank_E, 10) for rank_E in self.rank_PE])
