@@ -7,6 +7,8 @@ Method: one regular token a code (a special one would vanish under skip_special_
 Run:   python recipes/extend_vocab.py --base_model Qwen/Qwen3-0.6B --sid_table DIR --dataset DIR --output_dir OUT
 Quick: python recipes/extend_vocab.py --config recipes/configs/extend_vocab/quickstart.yaml
 Makes: model, tokenizer, generation_config.json, sid_table/, metrics.json (sid_tokens, rows_before, rows_after).
+Expect: seconds for the quickstart model (80 sid tokens; rows 1600 -> 1664). What the mean rows are worth is measured
+    where the model is trained.
 """
 
 from dataclasses import dataclass, field

@@ -8,6 +8,8 @@ Run:   python recipes/train_sid_tokenizer.py --dataset DIR --levels 256 256 256 
 Quick: python recipes/train_sid_tokenizer.py --config recipes/configs/train_sid_tokenizer/quickstart.yaml
 Makes: the SID table (read it with SidTable.load), item_embeddings.safetensors, sid_centroids.safetensors, metrics.json
     (per level utilisation, perplexity, mse and collision rate; collision rate before and after the policy).
+Expect: MovieLens-100K at 32, 32, 16 codes, MiniLM, seed 0: collision rate .216 before and 0 after, mse .418 before and
+    .427 after; half a minute on 2 cores, nearly all of it MiniLM. With TF-IDF .61 of the items collide.
 """
 
 from dataclasses import dataclass, field

@@ -30,7 +30,10 @@ _VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", 
 # Written while a recipe works and not part of what it delivers.
 _NOT_DELIVERED = ("checkpoint", "logs", ".staging")
 # Where a result lands does not change the result, nor does publishing it.
-_NOT_IDENTITY = {"output_dir", "outputs_root", "push_to_hub", "hub_model_id", "hub_token", "overwrite"}
+_NOT_IDENTITY = {
+    *("output_dir", "outputs_root", "pipeline", "stage", "run_name", "logging_dir", "report_to", "disable_tqdm", "overwrite"),
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"),
+}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,6 +41,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        Path(staging).chmod(0o644)  # mkstemp's own mode would lock other users out of a shared result
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(value, stream, indent=2, sort_keys=False, default=str)
             stream.write("\n")
@@ -204,11 +208,21 @@ class RunRecord:
             (folder / RUN_FILE).unlink(missing_ok=True)
         return cls(folder=folder, recipe=recipe, config=plain, inputs=marks, complete=same)
 
-    def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a complete run."""
+        return read_json(self.folder / METRICS_FILE)
+
+    def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write `metrics.json` and then, last and atomically, `run.json`; return the record."""
-        write_json(self.folder / METRICS_FILE, {name: value for name, value in metrics.items()})
+        write_json(self.folder / METRICS_FILE, dict(metrics))
+        record = {**self.draft(), "fingerprint": _content_fingerprint(self.folder)}
+        write_json(self.folder / RUN_FILE, record)
+        return record
+
+    def draft(self) -> dict[str, Any]:
+        """What `run.json` will hold, but for the fingerprint of the folder."""
         status = _git("status", "--porcelain", "--untracked-files=no")
-        record = {
+        return {
             "schema": SCHEMA,
             "recipe": self.recipe,
             "config": self.config,
@@ -221,7 +235,4 @@ class RunRecord:
             "wall_seconds": round(time.time() - self.started, 3),
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **self.extra,
-            "fingerprint": _content_fingerprint(self.folder),
         }
-        write_json(self.folder / RUN_FILE, record)
-        return record

@@ -52,7 +52,7 @@ assert not {"RANK", "WORLD_SIZE"} & set(os.environ), "a stage takes itself for a
 if values["fail"]:
     sys.exit(7)
 for part in range(3):
-    (out / f"part{part}.txt").write_text(f"{out.name} {part} {values['seed']}")
+    (out / f"part{part}.txt").write_text(f"{out.name} {part} {values['seed']} {record.inputs}")
     time.sleep(values["slow"] / 3)
 (out / "sub").mkdir(exist_ok=True)
 (out / "sub/inner.txt").write_text("inner")
@@ -81,7 +81,7 @@ def stages(**changes) -> list[dict]:
         {"name": "a", "script": "recipes/a.py", "args": {"seed": 0}},
         {"name": "b", "script": "recipes/b.py", "config": "recipes/b.yaml", "inputs": {"dataset": "a"}},
         {"name": "c", "script": "recipes/c.py", "inputs": {"dataset": "a/sub"}},
-        {"name": "d", "script": "recipes/d.py", "args": {"layers": [4, 2]}, "inputs": {"dataset": "a", "table": "b"}},
+        {"name": "d", "script": "recipes/d.py", "args": {"layers": [4, 2]}, "inputs": {"table": "b"}},
     ]
     return [{**stage, **changes.get(stage["name"], {})} for stage in listed]
 
@@ -151,11 +151,18 @@ def test_an_unfinished_stage_runs(project, capfd):
 def test_only_what_is_needed_is_built(project):
     assert built(run_pipeline(TOY, until="b")) == ["a", "b"]
     assert [result.name for result in run_pipeline(TOY, only_upstream_of="d")] == ["a", "b"]
-    assert ensure_inputs(TOY, "d") == {"dataset": Path("outputs/toy/a"), "table": Path("outputs/toy/b")}
+    assert ensure_inputs(TOY, "d") == {"table": Path("outputs/toy/b")}
     assert ensure_inputs(TOY, "c", outputs_root="else") == {"dataset": Path("else/toy/a/sub")}
     assert ledger() == ["a", "b", "a"]
     with pytest.raises(ValueError, match="not both"):
         run_pipeline(TOY, until="b", only_upstream_of="d")
+
+
+def test_what_a_stage_needs_reaches_all_the_way_up(project):
+    write(project, c={"inputs": {"table": "b"}}, d={"inputs": {"table": "c/sub"}})
+    pipeline = load_pipeline(TOY)
+    assert [stage.name for stage in pipeline.upstream("d")] == ["a", "b", "c"]
+    assert pipeline.upstream("a") == []
 
 
 def test_complete_inputs_cost_no_lock_and_no_process(project, monkeypatch):
@@ -276,13 +283,18 @@ def test_values_that_differ(asked, recorded):
     assert not same_value(asked, recorded)
 
 
-RUN = "import sys; from recllm.pipeline import run_pipeline; run_pipeline(sys.argv[1], until=sys.argv[2])"
+RUN = """
+import sys
+from recllm.pipeline import process, run_pipeline
+if "alone" in sys.argv:
+    process._dies_with = lambda parent: None
+run_pipeline(sys.argv[1], until=sys.argv[2])
+"""
 
 
-def start(until: str = "") -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(TOY), until], stdout=subprocess.DEVNULL, preexec_fn=hear_sigint
-    )
+def start(until: str = "", how: str = "") -> subprocess.Popen:
+    command = [sys.executable, "-c", RUN, str(TOY), until, how]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=hear_sigint)
 
 
 def hear_sigint() -> None:
@@ -336,7 +348,8 @@ def test_a_child_does_not_outlive_its_parent(number, project):
     if number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a child that its parent was killed")
     write(project, a={"args": {"slow": 60}})
-    running = start()
+    # Where it can end its child itself, it does so without the kernel's help.
+    running = start(how="" if number == signal.SIGKILL else "alone")
     wait_for(Path("outputs/toy/a/part0.txt").exists)
     pid = int(Path("pid").read_text())
     running.send_signal(number)

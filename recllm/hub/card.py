@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recllm import provenance
 from recllm.hub import card_parts as parts
 from recllm.provenance import METRICS_FILE, RUN_FILE, RunRecord, read_json
 
@@ -52,21 +50,7 @@ def write_card(run: RunRecord, metrics: Mapping[str, Any], is_dataset: bool = Fa
 
     Keys that a card wants besides (assets, dataset, license, limits, model_class) go into `run.extra` before.
     """
-    status = provenance._git("status", "--porcelain", "--untracked-files=no")
-    record = {
-        "recipe": run.recipe,
-        "config": run.config,
-        "inputs": run.inputs,
-        "seed": run.config.get("seed"),
-        "git_sha": provenance._git("rev-parse", "HEAD"),
-        "git_dirty": bool(status),
-        "versions": provenance._versions(),
-        "device": provenance._device(),
-        "wall_seconds": round(time.time() - run.started, 1),
-        "peak_memory_gib": round(provenance.peak_memory_gib(), 3),
-        **run.extra,
-        "metrics": metrics,
-    }
+    record = {**run.draft(), "metrics": metrics}
     path = run.folder / "README.md"
     path.write_text(_render(run.folder, record, is_dataset), encoding="utf-8")
     return path

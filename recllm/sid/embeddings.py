@@ -15,7 +15,8 @@ from recllm.data.catalog import Catalog
 EMBEDDINGS_FILE = "item_embeddings.safetensors"
 MINILM = "all-minilm-l6-v2"
 TFIDF = "tfidf-svd"
-_SVD_WIDTH = 128
+# Wider vectors of short texts lie alone in most directions, and residual k-means finds no clusters in them.
+_SVD_WIDTH = 64
 
 
 def item_texts(catalog: Catalog) -> list[str]:
@@ -31,7 +32,7 @@ def embed_items(catalog: Catalog, encoder: str = "auto", seed: int = 0) -> tuple
     """Unit vectors float32 (items, width) of the items' text, and the name of the encoder that made them.
 
     encoder: "minilm" (all-MiniLM-L6-v2, 384 wide), "tfidf" (words and word pairs, TF-IDF, truncated SVD to at most
-    128), a sentence-transformers folder or Hub id, or "auto": MiniLM, and TF-IDF with a warning where MiniLM cannot
+    64), a sentence-transformers folder or Hub id, or "auto": MiniLM, and TF-IDF with a warning where MiniLM cannot
     be had. Items without any text get the zero vector under TF-IDF. Deterministic under `seed`.
 
     Raises:

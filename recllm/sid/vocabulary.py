@@ -63,31 +63,19 @@ def extend(
         ValueError: the model speaks another table, its vocabulary already has some of the tokens, an unknown init,
             "mean" without a title for each item, or a tokenizer with more tokens than the model has rows.
     """
-    if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
     rows_before = model.get_input_embeddings().weight.shape[0]
-    known = getattr(model.config, "sid_table_hash", None)
-    if known == table.hash:
+    if getattr(model.config, "sid_table_hash", None) == table.hash:
         return Extension(sid_token_ids(tokenizer, table), rows_before, rows_before, changed=False)
-    if known is not None:
-        raise ValueError(
-            f"the model already speaks SID table {known[:12]}, not {table.hash[:12]}: extend the base model"
-        )
-    if init == "mean" and len(titles) != len(table):
-        raise ValueError(f"init 'mean' needs one title an item: got {len(titles)} titles for {len(table)} items")
     base = len(tokenizer)
-    if base > rows_before:
-        raise ValueError(f"the tokenizer has {base} tokens but the model only {rows_before} embedding rows")
+    _check_fits(model, base, table, titles, init)
     # Before the tokens exist, so that no title can be read as one of them.
     words = _title_tokens(tokenizer, titles) if init == "mean" else None
     token_ids = _add_tokens(tokenizer, table, base)
     rows_after = -(-max(rows_before, len(tokenizer)) // multiple) * multiple
     fresh = slice(base, len(tokenizer))
-    old = _rows(model)
-    tied = len(old) == 1
-    starts = [_initial_rows(weight_VD, base, table, words, init, seed) for weight_VD in old]
+    starts = [_initial_rows(weight_VD, base, table, words, init, seed) for weight_VD in _rows(model)]
     model.resize_token_embeddings(rows_after, mean_resizing=False)
-    if bool(model.config.get_text_config().tie_word_embeddings) != tied or (len(_rows(model)) == 1) != tied:
+    if len(_rows(model)) != len(starts):
         raise ValueError("resizing changed whether input and output embeddings are tied: this model is not supported")
     with torch.no_grad():
         for weight_VD, (start_KD, mean_D) in zip(_rows(model), starts, strict=True):
@@ -95,6 +83,21 @@ def extend(
             weight_VD[fresh] = start_KD.to(weight_VD)
     model.config.sid_table_hash = table.hash
     return Extension(token_ids, rows_before, rows_after, changed=True)
+
+
+def _check_fits(model: PreTrainedModel, base: int, table: SidTable, titles: Sequence[str], init: str) -> None:
+    known = getattr(model.config, "sid_table_hash", None)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if known is not None:
+        raise ValueError(
+            f"the model already speaks SID table {known[:12]}, not {table.hash[:12]}: extend the base model"
+        )
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
+    if init == "mean" and len(titles) != len(table):
+        raise ValueError(f"init 'mean' needs one title an item: got {len(titles)} titles for {len(table)} items")
+    if base > rows:
+        raise ValueError(f"the tokenizer has {base} tokens but the model only {rows} embedding rows")
 
 
 def sid_token_ids(tokenizer: PreTrainedTokenizerBase, table: SidTable) -> list[np.ndarray]:

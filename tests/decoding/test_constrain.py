@@ -88,6 +88,14 @@ def test_ids_at_several_places_and_sids_that_begin_sids(sids: set[tuple[int, ...
     assert allowed(SidLogitsProcessor(trie), *rows) == [brute_force(row, sids, alphabet, text) for row in rows]
 
 
+def test_an_id_that_starts_one_sid_and_ends_another_is_read_from_the_left() -> None:
+    processor = SidLogitsProcessor(SidTrie.from_sequences([np.array([10, 11]), np.array([11, 12])]))
+    outside = set(range(VOCABULARY)) - {12}
+    cases = {(5, 11): {12}, (10, 11): outside, (5, 10, 11): outside, (10, 11, 11): {12}, (11, 12, 10, 11): outside}
+    for tokens, expected in cases.items():
+        assert allowed(processor, list(tokens)) == [expected], tokens
+
+
 def test_forced_answers_end_where_they_may() -> None:
     processor = SidLogitsProcessor(TRIE, only_sids=True, eos_token_id=END, max_items=2)
     one, two = [10, 14, 18], [11, 14, 18]
@@ -101,6 +109,15 @@ def test_forced_answers_end_where_they_may() -> None:
     after_prompt = SidLogitsProcessor(TRIE, True, END, max_items=1, prompt_length=6)
     assert allowed(after_prompt, [*one, *two], [5, 5, 5, *one]) == [STARTS] * 2
     assert allowed(after_prompt, [*one, *two, *one]) == [{END}]
+
+
+def test_a_longer_sid_counts_once() -> None:
+    trie = SidTrie.from_sequences([np.array([10]), np.array([10, 11]), np.array([12])])
+    processor = SidLogitsProcessor(trie, True, END, max_items=2)
+    assert allowed(processor, [5, 10]) == [{10, 11, 12, END}], "complete, or the beginning of the longer one"
+    assert allowed(processor, [5, 10, 11]) == [{10, 12, END}]
+    assert allowed(processor, [5, 12, 10]) == [{11, END}]
+    assert allowed(processor, [5, 10, 11, 12]) == [{END}]
 
 
 def test_a_sid_that_does_not_fit_is_not_begun() -> None:

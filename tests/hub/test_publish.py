@@ -225,10 +225,10 @@ def state(hub: FakeHub) -> dict[str, list[str]]:
 
 def test_the_same_push_again_changes_nothing(hub, run):
     first = publish(run, REPO, "v1", **FAST)
-    before, sent = state(hub), hub.count("POST", "/commit/")
+    before, sent = state(hub), hub.count("POST", "/planner/")
     assert publish(run, REPO, "v1", **FAST) == first
     assert state(hub) == before
-    assert hub.count("POST", "/commit/") == sent
+    assert hub.count("POST", "/planner/") == sent
 
 
 def test_other_content_never_lands_on_a_revision_that_exists(hub, run):

@@ -34,6 +34,7 @@ def test_front_equals_the_quadratic_twin(seed):
 def test_hypervolume_by_hand():
     # Two steps: from cost 1 to 3 at height 2, from 3 to 5 at height 4.
     assert hypervolume([1, 3], [2, 4], reference=(5, 0)) == 2 * 2 + 2 * 4
+    assert hypervolume([1, 3], [2, 4], reference=(5, 1)) == 2 * 1 + 2 * 3
     assert hypervolume([1, 1, 3], [2, 2, 4], reference=(5, 0)) == 12  # a copy adds nothing
     assert hypervolume([6, 1], [9, -1], reference=(5, 0)) == 0
 

@@ -54,3 +54,4 @@ def test_calls_are_compared_in_turn(clock):
     assert timed(lambda: clock.append(4.0)).median == 4.0
     with pytest.raises(ValueError, match="repeats"):
         compare({}, repeats=0)
+    assert compare({"a": lambda: clock.append(5.0)}, repeats=1, warmup=0)["a"].laps == [5.0]

@@ -1,0 +1,50 @@
+"""Grading a planner: the margin router chosen on validation, greedy episodes on test, every router in one set of metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recllm.evaluation.routing import MarginRouter, headroom, routing_metrics
+from recllm.planner.bench import Bench
+from recllm.planner.rollout import play
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_bench(inputs: Mapping[str, Path | str], role: str) -> Bench:
+    """The bench of a role from the input folders `dataset`, `sid_table` and `tool_cache`."""
+    return Bench.load(inputs["dataset"], inputs["sid_table"], inputs["tool_cache"], role)
+
+
+def announce_headroom(bench: Bench) -> dict[str, float]:
+    """Print the oracle's lead over the best fixed tool on these examples, and warn where its interval holds 0."""
+    found = headroom(bench.cache)
+    low, high = found["headroom_lo"], found["headroom_hi"]
+    print(f"headroom on {len(bench)} prompts: {found['headroom']:.4f} NDCG@10 [{low:.4f}, {high:.4f}]", flush=True)
+    if low <= 0:
+        print("WARNING: the interval holds 0, so the tools are not complementary; mend them before planning", flush=True)
+    return found
+
+
+def evaluate_planner(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Mapping[str, Path | str],
+    cost_weight: float,
+    seed: int,
+    role: str = "test",
+) -> dict[str, Any]:
+    """Flat metrics of the planner and its rivals on a role's targets; the margin router is fitted on validation."""
+    margin = MarginRouter.fit(load_bench(inputs, "validation").cache, cost_weight)
+    bench = load_bench(inputs, role)
+    began = time.monotonic()
+    rollouts = play(model, tokenizer, bench, np.arange(len(bench)), label=f"planner: {role}")
+    latency = (time.monotonic() - began) / len(bench)
+    metrics = routing_metrics(bench.cache, margin, rollouts, seed)
+    return metrics | {"planner/wall_ms": round(1000 * latency, 3)}

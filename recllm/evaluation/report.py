@@ -1,0 +1,103 @@
+"""What a person sees at the end: the table of routers, the (cost, NDCG) picture and the reward curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from recllm.planner.texts import TOOLS
+
+ROUTERS = ("planner", "always_retrieve", "always_rank", "always_reason", "random_mix", "margin", "oracle")
+_MEGA = 1e6
+
+
+def router_table(metrics: Mapping[str, Any]) -> Table:
+    """One row a router: NDCG@10 and Recall@10 with their intervals, cost in MFLOPs, shares and agreement."""
+    table = Table(title=f"test targets, n = {metrics['n']:,}, whole catalogue, 95% intervals")
+    for name in ("router", "NDCG@10", "Recall@10", "tools MFLOPs", *TOOLS, "oracle agree", "decisive agree"):
+        table.add_column(name, justify="left" if name == "router" else "right")
+    for router in ROUTERS:
+        if f"{router}/cost" not in metrics:
+            continue
+        values = {key.removeprefix(f"{router}/"): value for key, value in metrics.items() if key.startswith(router)}
+        table.add_row(
+            router,
+            *(f"{values[m]:.4f} [{values[m + '_lo']:.4f}, {values[m + '_hi']:.4f}]" for m in ("ndcg@10", "recall@10")),
+            f"{values['cost'] / _MEGA:,.1f}",
+            *(f"{values['share_' + tool]:.0%}" for tool in TOOLS),
+            f"{values['oracle_agreement']:.1%}",
+            f"{values['decisive_agreement']:.1%}",
+        )
+    return table
+
+
+def print_routers(metrics: Mapping[str, Any]) -> None:
+    """The table, and beneath it the planner's own cost, its place over the line, the headroom and the reward."""
+    # A pipe has no width of its own; the table needs about 150 columns.
+    console = Console(width=None if Console().is_terminal else 170)
+    console.print(router_table(metrics))
+    console.print(f"headroom (oracle - best fixed tool): {_interval(metrics, 'headroom')}")
+    if "planner/own_cost" in metrics:
+        console.print(
+            f"planner's own cost {metrics['planner/own_cost'] / _MEGA:,.1f} MFLOPs, with tools "
+            f"{metrics['planner/total_cost'] / _MEGA:,.1f}; over the line retrieve - {metrics['planner/best_fixed']} "
+            f"by {metrics['planner/above_line']:+.4f} NDCG@10; over random mixing "
+            f"{_interval(metrics, 'planner/over_random_mix')}"
+        )
+    if "reward/first" in metrics:
+        console.print(f"reward {metrics['reward/first']:.4f} -> {metrics['reward/last']:.4f} (first and last tenth)")
+
+
+def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
+    """Routers in the (cost, NDCG@10) plane, cost on a logarithmic axis, intervals as bars."""
+    figure, axes = _figure("tools' cost a user, MFLOPs", "NDCG@10")
+    for router in ROUTERS:
+        if f"{router}/cost" not in metrics:
+            continue
+        x, y = metrics[f"{router}/cost"] / _MEGA, metrics[f"{router}/ndcg@10"]
+        spread = [[y - metrics[f"{router}/ndcg@10_lo"]], [metrics[f"{router}/ndcg@10_hi"] - y]]
+        marker = {"planner": "*", "oracle": "^"}.get(router, "o")
+        axes.errorbar(x, y, yerr=spread, fmt=marker, markersize=14 if router == "planner" else 7, capsize=3, label=router)
+    axes.set_xscale("log")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_rewards(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The reward of every logged step and its running mean."""
+    import numpy as np
+
+    rewards = [float(entry["reward"]) for entry in log_history if "reward" in entry]
+    figure, axes = _figure("step", "reward")
+    axes.plot(range(1, len(rewards) + 1), rewards, alpha=0.35, label="step")
+    window = max(1, len(rewards) // 10)
+    if len(rewards) >= window:
+        smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
+        axes.plot(range(window, len(rewards) + 1), smooth, label=f"mean of {window}")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    return f"{metrics[name]:.4f} [{metrics[name + '_lo']:.4f}, {metrics[name + '_hi']:.4f}]"
+
+
+def _figure(xlabel: str, ylabel: str):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=130, metadata={"Software": "recllm"})
