@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,9 @@ SCHEMA = 1
 _VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mergekit", "polars", "numpy")
 # Written while a recipe works and not part of what it delivers.
 _NOT_DELIVERED = ("checkpoint", "logs", ".staging")
+_SECRETS = ("hub_token", "token", "api_key")
+REQUEST_FILE = ".request.json"
+_RECORDS = (RUN_FILE, METRICS_FILE, REQUEST_FILE, "README.md")  # the card tells times and commits
 # Where a result lands does not change the result, nor does publishing it.
 _NOT_IDENTITY = {
     *("output_dir", "outputs_root", "pipeline", "stage", "run_name", "logging_dir", "report_to", "disable_tqdm", "overwrite"),
@@ -91,7 +95,7 @@ def _content_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if not path.is_file() or parts[0].startswith(_NOT_DELIVERED) or path.name in (RUN_FILE, METRICS_FILE):
+        if not path.is_file() or parts[0].startswith(_NOT_DELIVERED) or path.name in _RECORDS:
             continue
         digest.update("/".join(parts).encode())
         digest.update(sha256_file(path).encode())
@@ -121,7 +125,7 @@ def plain_config(*configs: Any) -> dict[str, Any]:
         else:
             values = dict(config)
         merged.update(values)
-    merged = {key: value for key, value in merged.items() if "token" not in key or not isinstance(value, str)}
+    merged = {key: value for key, value in merged.items() if key not in _SECRETS}
     return json.loads(json.dumps(merged, default=str))
 
 
@@ -161,6 +165,19 @@ def _identity(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str,
     # Inputs are known by their content; the paths that led to them do not matter.
     kept = {k: v for k, v in config.items() if k not in _NOT_IDENTITY and k not in inputs}
     return {"config": kept, "inputs": dict(inputs)}
+
+
+def _disown_checkpoints(folder: Path, request: dict[str, Any]) -> None:
+    """Remove checkpoints that another config or other inputs left here: resuming from them would mix two runs."""
+    path = folder / REQUEST_FILE
+    try:
+        earlier = read_json(path)
+    except ValueError:
+        earlier = None
+    if earlier != request:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        write_json(path, request)
 
 
 @dataclass
@@ -206,6 +223,7 @@ class RunRecord:
             print(f"{recipe}: {folder} is complete, nothing to do", flush=True)
         else:
             (folder / RUN_FILE).unlink(missing_ok=True)
+            _disown_checkpoints(folder, {"recipe": recipe, **_identity(plain, marks)})
         return cls(folder=folder, recipe=recipe, config=plain, inputs=marks, complete=same)
 
     def metrics(self) -> dict[str, Any]:

@@ -24,9 +24,11 @@ TOOL_NAMES = ("retrieve", "rank", "reason")
 
 
 def examples_of(split: RolesSplit, role: str) -> Examples:
-    """The examples behind a role of the cache."""
-    halves = {"calibration": "A", "routing": "B"}
-    return split.routing(halves[role]) if role in halves else getattr(split, role)
+    """The examples behind a role of the cache; calibration takes one routing target of each user of half A."""
+    if role == "calibration":
+        examples = split.routing("A")
+        return examples.subset(np.unique(examples.user_E, return_index=True)[1])
+    return split.routing("B") if role == "routing" else getattr(split, role)
 
 
 def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) -> pl.DataFrame:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Beams beyond k, for items that the user has seen.
+_SPARE_BEAMS = 14
+
+
 class Reason:
     """Two-phase decoding: a free thought up to a budget, closed if the model did not close it, then a beam.
 
@@ -74,7 +78,7 @@ class Reason:
         Only the last items of a history are struck out by widening; the rest of the seen items are filtered after the
         beam, so a list may come out shorter than k (padded with -1).
         """
-        beams = min(2 * k, len(self.texts))
+        beams = min(k + _SPARE_BEAMS, len(self.texts))
         items_EK = np.full((len(examples), k), -1, dtype=np.int32)
         scores_EK = np.full((len(examples), k), -np.inf, dtype=np.float32)
         cost_E = np.zeros(len(examples), dtype=np.int64)

@@ -203,9 +203,9 @@ def test_sampled_completions_are_always_valid_and_free_ones_are_not(model: Qwen3
 
 def test_forced_sampled_answers_are_sids_and_then_the_end(model: Qwen3ForCausalLM) -> None:
     processor = SidLogitsProcessor(TRIE, True, END, max_items=2, prompt_length=PROMPTS.shape[1])
-    for seed in range(20):
+    for seed in range(8):
         torch.manual_seed(seed)
-        for tokens in complete(model, processor, do_sample=True):
+        for tokens in complete(model, processor, do_sample=True, num_return_sequences=3):
             answer = tokens[: tokens.index(END)]
             assert len(answer) in (3, 6) and spells_only_sids(answer), tokens
             assert set(tokens[len(answer) + 1 :]) <= {PAD}

@@ -44,6 +44,7 @@ def test_rank_of_targets_by_hand():
     scores = np.array([[0.9, 0.5, 0.1, 0.5], [0.2, 0.2, 0.2, 0.2], [1.0, 2.0, 3.0, 4.0]])
     assert rank_of_targets(scores, np.array([1, 3, 0])).tolist() == [1.5, 1.5, 3.0]
     assert rank_of_targets(scores, np.array([1, 3, 0]), [[0, 0], [0, 1], [3, 0]]).tolist() == [0.5, 0.5, 2.0]
+    assert rank_of_targets(scores[:0], np.zeros(0, int)).shape == (0,)
     assert rank_of_targets(np.array([[-np.inf, 1.0, -np.inf]]), np.array([0])).tolist() == [1.5]
 
 
@@ -126,6 +127,7 @@ def test_a_constant_scorer_earns_no_credit():
         (lambda: rank_of_targets(np.zeros((1, 3)), np.array([0.0])), "item ids"),
         (lambda: rank_of_targets(np.array([[0.0, 1], [np.nan, 1]]), np.array([0, 1])), "NaN in row 1"),
         (lambda: rank_of_targets(np.zeros((2, 3)), np.array([0, 1]), [[0], [5]]), "example 1"),
+        (lambda: rank_of_targets(np.zeros((2, 3)), np.array([0, 1]), [[1], [-1]]), "example 1 .* outside 0..2"),
         (lambda: rank_of_targets(np.zeros((2, 3)), np.array([0, 1]), [[0]]), "exclusion lists"),
         (lambda: rank_of_targets(np.zeros((2, 3)), np.array([0, 1]), np.zeros((3, 2), bool)), "mask"),
         (lambda: rank_in_list(LISTS, np.array([7, 9, 1, -1])), "example 3"),
