@@ -69,5 +69,4 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
 
 
 if __name__ == "__main__":
-    default_config = RECIPES / "configs" / "grpo_planner" / "quickstart.yaml"
-    main(*parse(Arguments, *TRL_CONFIGS, default_config=default_config))
+    main(*parse(Arguments, *TRL_CONFIGS, default_config=RECIPES / "configs" / "grpo_planner" / "quickstart.yaml"))

@@ -18,9 +18,9 @@ from recllm.training.arguments import parse
 class Arguments:
     dataset: str = field(metadata={"help": "Folder of the data set whose text the tokenizer learns."})
     output_dir: str = field(metadata={"help": "Folder for the model and its tokenizer."})
-    vocab_size: int = field(default=1536, metadata={"help": "BPE tokens before the markers and sids are added."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
-    num_layers: int = field(default=4, metadata={"help": "Transformer layers."})
+    vocab_size: int = field(default=4096, metadata={"help": "BPE tokens before the markers and sids are added."})
+    hidden_size: int = field(default=256, metadata={"help": "Width of the network."})
+    num_layers: int = field(default=6, metadata={"help": "Transformer layers."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads; must divide the width."})
     max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
     chat_template: str = field(default="lean", metadata={"help": "lean, or qwen3 with tool schemas in the prompt."})

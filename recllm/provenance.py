@@ -35,7 +35,17 @@ REQUEST_FILE = ".request.json"
 _RECORDS = (RUN_FILE, METRICS_FILE, REQUEST_FILE, "README.md")  # the card tells times and commits
 # Where a result lands does not change the result, nor does publishing it.
 _NOT_IDENTITY = {
-    *("output_dir", "outputs_root", "pipeline", "stage", "run_name", "logging_dir", "report_to", "disable_tqdm", "overwrite"),
+    *(
+        "output_dir",
+        "outputs_root",
+        "pipeline",
+        "stage",
+        "run_name",
+        "logging_dir",
+        "report_to",
+        "disable_tqdm",
+        "overwrite",
+    ),
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"),
 }
 

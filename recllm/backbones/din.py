@@ -53,9 +53,7 @@ class DIN(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["ranking
             nn.Linear(16, 1),
         )
 
-    def forward(
-        self, history_BT: torch.Tensor, candidate_BM: torch.Tensor, feature_BMF: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, history_BT: torch.Tensor, candidate_BM: torch.Tensor, feature_BMF: torch.Tensor) -> torch.Tensor:
         """Logits `BM` of candidates (item id + 1) given histories (item id + 1, 0 is padding, either alignment)."""
         history_BTD, target_BMD = self.item_embedding(history_BT), self.item_embedding(candidate_BM)
         hidden_BMTH = self.attend_history(history_BTD)[:, None] + self.attend_target(target_BMD)[:, :, None]

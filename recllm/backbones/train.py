@@ -69,9 +69,9 @@ def train_din(dataset: str | Path, args: Any) -> tuple[DIN, dict[str, float]]:
 
     routing = split.routing("A")
     train, validation = candidates(routing, args.inject_target), candidates(split.validation)
-    model = DIN(
-        len(catalog), NUM_FEATURES, args.hidden_dim, args.attention_hidden, args.max_len, args.dropout
-    ).to(device_here())
+    model = DIN(len(catalog), NUM_FEATURES, args.hidden_dim, args.attention_hidden, args.max_len, args.dropout).to(
+        device_here()
+    )
 
     def ranks() -> np.ndarray:
         return rank_in_list(rerank(model.eval(), validation)[0], split.validation.targets_E)
@@ -90,7 +90,10 @@ def train_din(dataset: str | Path, args: Any) -> tuple[DIN, dict[str, float]]:
     return model, _metrics("validation", ranks(), model, report) | {"train_lists": len(train.items_EM)}
 
 
-TRAINERS: dict[str, Callable[..., tuple[torch.nn.Module, dict[str, float]]]] = {"sasrec": train_sasrec, "din": train_din}
+TRAINERS: dict[str, Callable[..., tuple[torch.nn.Module, dict[str, float]]]] = {
+    "sasrec": train_sasrec,
+    "din": train_din,
+}
 
 
 def train_backbone(backbone: str, dataset: str | Path, args: Any) -> tuple[torch.nn.Module, dict[str, float]]:

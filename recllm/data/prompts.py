@@ -5,7 +5,6 @@ One place for prompts, so that training, rollouts and evaluation cannot drift ap
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -37,9 +36,9 @@ def category_thought(categories: Sequence[str]) -> str:
 def planner_prompt(history_texts: Sequence[str], categories: Sequence[str], length: int) -> list[dict[str, str]]:
     """Chat that asks the planner for a recommendation: how long the history is, its main categories, its last items.
 
-    The length is given as its binary logarithm, rounded: a small model reads one digit better than a number.
+    The length is given by its number of bits: a small model reads one digit better than a number.
     """
-    digit = round(math.log2(max(length, 1)))
+    digit = length.bit_length()
     liked = ", ".join(categories) if categories else "unknown"
     recent = "".join(history_texts[-PLANNER_HISTORY:])
     return [user(f"Length {digit}. Likes {liked}. Recent {recent}")]

@@ -28,7 +28,9 @@ def announce_headroom(bench: Bench) -> dict[str, float]:
     low, high = found["headroom_lo"], found["headroom_hi"]
     print(f"headroom on {len(bench)} prompts: {found['headroom']:.4f} NDCG@10 [{low:.4f}, {high:.4f}]", flush=True)
     if low <= 0:
-        print("WARNING: the interval holds 0, so the tools are not complementary; mend them before planning", flush=True)
+        print(
+            "WARNING: the interval holds 0, so the tools are not complementary; mend them before planning", flush=True
+        )
     return found
 
 

@@ -61,7 +61,9 @@ def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
         x, y = metrics[f"{router}/cost"] / _MEGA, metrics[f"{router}/ndcg@10"]
         spread = [[y - metrics[f"{router}/ndcg@10_lo"]], [metrics[f"{router}/ndcg@10_hi"] - y]]
         marker = {"planner": "*", "oracle": "^"}.get(router, "o")
-        axes.errorbar(x, y, yerr=spread, fmt=marker, markersize=14 if router == "planner" else 7, capsize=3, label=router)
+        axes.errorbar(
+            x, y, yerr=spread, fmt=marker, markersize=14 if router == "planner" else 7, capsize=3, label=router
+        )
     axes.set_xscale("log")
     axes.legend(fontsize=8)
     _save(figure, path)

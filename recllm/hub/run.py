@@ -23,9 +23,7 @@ class Publishing:
     private: bool
 
 
-def start_run(
-    recipe: str, configs: tuple[Any, ...], inputs: Mapping[str, str | Path]
-) -> tuple[RunRecord, Publishing]:
+def start_run(recipe: str, configs: tuple[Any, ...], inputs: Mapping[str, str | Path]) -> tuple[RunRecord, Publishing]:
     """Open the run's record and, where its TRL arguments ask for a push, make sure now that the push can work.
 
     The trainer's own pushing is switched off: it would publish half a run, over what is there.

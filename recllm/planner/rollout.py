@@ -41,7 +41,9 @@ def play(
     """One greedy episode for each row of the bench, in the order of `rows`."""
     model.eval()
     rollouts: list[Rollout] = []
-    for chunk in track(np.split(rows, np.arange(batch_size, len(rows), batch_size)), description=f"{label} x {len(rows)}"):
+    for chunk in track(
+        np.split(rows, np.arange(batch_size, len(rows), batch_size)), description=f"{label} x {len(rows)}"
+    ):
         rollouts += _play_batch(model, tokenizer, bench, chunk, max_turn_tokens)
     return rollouts
 

@@ -21,9 +21,7 @@ def call_message(tool: str) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
 
 
-def result_text(
-    sid_texts: Sequence[str], categories: Sequence[str], margin_digit: int, agreement: int | None
-) -> str:
+def result_text(sid_texts: Sequence[str], categories: Sequence[str], margin_digit: int, agreement: int | None) -> str:
     """A tool's answer, bounded: how far its first item stands out, its first items and their main categories.
 
     `margin_digit` places the margin among those of half A, 0 the weakest tenth and 9 the strongest; `agreement` counts

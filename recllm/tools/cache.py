@@ -76,7 +76,9 @@ class ToolCache:
             if rows["row"].to_list() != list(range(len(examples))):
                 raise ValueError(f"{path}: {len(rows)} rows for {tool} on {role}, the split has {len(examples)}")
             parts.append(rows)
-            calibration = frame.filter((pl.col("role") == "calibration") & (pl.col("tool") == tool))["margin"].to_numpy()
+            calibration = frame.filter((pl.col("role") == "calibration") & (pl.col("tool") == tool))[
+                "margin"
+            ].to_numpy()
             edges.append(np.quantile(calibration, np.arange(1, 10) / 10))
         return cls(
             items_PEK=np.stack([np.array(rows["items"].to_list(), dtype=np.int32) for rows in parts]),

@@ -16,6 +16,10 @@ FORBIDDEN_NAMES = {
 }
 
 
+# Script -> why it makes no output folder.
+NO_OUTPUT = {"recipes/publish.py": "it sends a finished folder and leaves it as it is"}
+
+
 def is_script(path: str) -> bool:
     folder, _, name = path.partition("/")
     return folder in SECTIONS and "/" not in name
@@ -24,7 +28,7 @@ def is_script(path: str) -> bool:
 def shape(source: str, path: str) -> list[str]:
     """Everything in which a script departs from the shape."""
     tree = ast.parse(source)
-    found = [*_docstring(tree, path), *_arguments(tree), *_functions(tree), *_ending(tree)]
+    found = [*_docstring(tree, path), *_arguments(tree, path), *_functions(tree), *_ending(tree)]
     if len(source.splitlines()) >= LINES:
         found.append(f"has {len(source.splitlines())} lines, {LINES} are too many")
     for node in ast.walk(tree):
@@ -43,7 +47,7 @@ def _docstring(tree: ast.Module, path: str) -> list[str]:
     return [f"docstring has no section {name}:" for name in wanted if not re.search(rf"^{name}\b.*:", text, re.M)]
 
 
-def _arguments(tree: ast.Module) -> list[str]:
+def _arguments(tree: ast.Module, path: str) -> list[str]:
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     if len(classes) != 1:
         return [f"has {len(classes)} classes; one dataclass of its own is the rule"]
@@ -54,7 +58,9 @@ def _arguments(tree: ast.Module) -> list[str]:
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
     names = {item.target.id for item in fields}
     found += [f"field {item.target.id} has no help" for item in fields if not _has_help(item.value)]
-    return found if "output_dir" in names else [*found, "has no field output_dir"]
+    # Where TRL's config is parsed besides, output_dir is a field of that.
+    elsewhere = path in NO_OUTPUT or "parse(Arguments, " in ast.unparse(tree.body[-1])
+    return found if "output_dir" in names or elsewhere else [*found, "has no field output_dir"]
 
 
 def _has_help(value: ast.expr | None) -> bool:
@@ -71,13 +77,17 @@ def _functions(tree: ast.Module) -> list[str]:
 
 
 def _ending(tree: ast.Module) -> list[str]:
-    """`if __name__ == "__main__": main(*parse(...))`, with no other statement in it."""
+    """`if __name__ == "__main__": main(*parse(...))`; before it at most the default config's path is put together."""
     last = tree.body[-1]
     if not isinstance(last, ast.If) or ast.unparse(last.test) != "__name__ == '__main__'":
         return ["does not end in the __main__ block"]
-    match last.body:
-        case [ast.Expr(ast.Call(ast.Name("main"), [ast.Starred(ast.Call(ast.Name("parse")))], []))]:
-            return []
+    *before, call = last.body
+    match call:
+        case ast.Expr(ast.Call(ast.Name("main"), [ast.Starred(ast.Call(ast.Name("parse")))], [])):
+            if all(
+                isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "default_config" for node in before
+            ):
+                return []
     return ["its __main__ block is not main(*parse(...))"]
 
 
@@ -120,6 +130,10 @@ if __name__ == "__main__":
 
 def test_a_good_script_passes():
     assert shape(GOOD, "recipes/x.py") == []
+    with_trl = GOOD.replace("output_dir", "chats").replace("parse(Arguments)", "parse(Arguments, *TRL_CONFIGS)")
+    assert shape(with_trl, "recipes/x.py") == []
+    with_default = GOOD.replace("    main(*", '    default_config = Path("x.yaml")\n    main(*')
+    assert shape(with_default, "recipes/x.py") == []
 
 
 @pytest.mark.parametrize(
@@ -140,6 +154,7 @@ def test_a_good_script_passes():
         ("from dataclasses", "import argparse\nfrom dataclasses", "argparse"),
         ("    args.train()", "    try:\n        args.train()\n    finally:\n        pass", "try"),
         ("main(*parse(Arguments))", "main(Arguments('x'))", "__main__ block is not"),
+        ("    main(*parse", "    options = 1\n    main(*parse", "__main__ block is not"),
         ('if __name__ == "__main__":\n    main(*parse(Arguments))\n', "x = 1\n", "does not end"),
         ("    args.train()\n", "    args.train()\n" * 120, "too many"),
     ],
