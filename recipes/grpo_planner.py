@@ -61,7 +61,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     weights = {name.removesuffix("_weight"): value for name, value in vars(args).items() if name.endswith("_weight")}
     trainer = build_planner_trainer(prompts, bench, training_args, model_args, weights)
 
-    metrics = train_planner(trainer, record, inputs, args.cost_weight, training_args.seed)
+    metrics = train_planner(trainer, record, inputs, args.cost_weight)
 
     if trainer.is_world_process_zero():
         print_routers(metrics)

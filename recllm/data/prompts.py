@@ -33,12 +33,15 @@ def category_thought(categories: Sequence[str]) -> str:
     return f"{THINK_OPEN}The user wants {wanted}.{THINK_CLOSE}"
 
 
-def planner_prompt(history_texts: Sequence[str], categories: Sequence[str], length: int) -> list[dict[str, str]]:
+def planner_prompt(
+    history_texts: Sequence[str], categories: Sequence[str], length: int, span: int | None = None
+) -> list[dict[str, str]]:
     """Chat that asks the planner for a recommendation: how long the history is, its main categories, its last items.
 
-    The length is given by its number of bits: a small model reads one digit better than a number.
+    Length (items) and span (minutes that the last items took, already in bits) are given by their number of bits: a
+    small model reads one digit better than a number.
     """
-    digit = length.bit_length()
     liked = ", ".join(categories) if categories else "unknown"
+    spanned = "" if span is None else f" Span {span}."
     recent = "".join(history_texts[-PLANNER_HISTORY:])
-    return [user(f"Length {digit}. Likes {liked}. Recent {recent}")]
+    return [user(f"Length {length.bit_length()}.{spanned} Likes {liked}. Recent {recent}")]

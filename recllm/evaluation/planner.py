@@ -39,7 +39,6 @@ def evaluate_planner(
     tokenizer: PreTrainedTokenizerBase,
     inputs: Mapping[str, Path | str],
     cost_weight: float,
-    seed: int,
     role: str = "test",
 ) -> dict[str, Any]:
     """Flat metrics of the planner and its rivals on a role's targets; the margin router is fitted on validation."""
@@ -48,5 +47,5 @@ def evaluate_planner(
     began = time.monotonic()
     rollouts = play(model, tokenizer, bench, np.arange(len(bench)), label=f"planner: {role}")
     latency = (time.monotonic() - began) / len(bench)
-    metrics = routing_metrics(bench.cache, margin, rollouts, seed)
+    metrics = routing_metrics(bench.cache, margin, rollouts)
     return metrics | {"planner/wall_ms": round(1000 * latency, 3)}

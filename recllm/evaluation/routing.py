@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,35 +26,50 @@ FIXED = tuple(f"always_{tool}" for tool in TOOLS)
 
 @dataclass(frozen=True)
 class Routed:
-    """What a router did: the tool whose list is the answer, the target's rank in it, and what the tools cost."""
+    """What a router did to each example: the answer's NDCG@10 and Recall@10, the tools' cost, and `share_PE`.
 
-    tool_E: np.ndarray
-    rank_E: np.ndarray
+    `share_PE` is the probability of each tool (0 or 1 for a router that does not draw), so that every column of a
+    router that draws is an expectation and depends on no seed.
+    """
+
+    ndcg_E: np.ndarray
+    recall_E: np.ndarray
     cost_E: np.ndarray
+    share_PE: np.ndarray
 
-    @property
-    def ndcg_E(self) -> np.ndarray:
-        return ndcg_at_k(self.rank_E, CUT)
+    def agreement(self, tool_E: np.ndarray) -> np.ndarray:
+        """Probability that each example got its tool of `tool_E`."""
+        return self.share_PE[tool_E, np.arange(len(tool_E))]
+
+
+def by_share(cache: ToolCache, share_PE: np.ndarray) -> Routed:
+    """The expected outcome of drawing each example's tool at its shares."""
+    recall_PE = np.stack([recall_at_k(rank_E, CUT) for rank_E in cache.rank_PE])
+    means = [(share_PE * values_PE).sum(0) for values_PE in (cache.ndcg_PE, recall_PE, cache.cost_PE)]
+    return Routed(*means, share_PE)
 
 
 def by_tool(cache: ToolCache, tool_E: np.ndarray) -> Routed:
-    """The outcome of giving each example its tool."""
-    tool_E = np.broadcast_to(np.asarray(tool_E), (len(cache),))
-    row_E = np.arange(len(cache))
-    return Routed(tool_E, cache.rank_PE[tool_E, row_E], cache.cost_PE[tool_E, row_E])
+    """The outcome of giving each example its tool (an index, or one index for all)."""
+    return by_share(cache, one_hot(np.broadcast_to(np.asarray(tool_E), (len(cache),))))
+
+
+def one_hot(tool_E: np.ndarray) -> np.ndarray:
+    """`share_PE` of a router that does not draw."""
+    return (np.arange(len(TOOLS))[:, None] == tool_E).astype(float)
 
 
 def by_planner(rollouts: list[Rollout]) -> Routed:
     """The outcome of a planner's episodes; an episode without a valid call counts as retrieve."""
     tool_E = np.array([TOOLS.index(rollout.env.episode.tool or "retrieve") for rollout in rollouts])
     rank_E = np.array([answer_rank(rollout.env) for rollout in rollouts])
-    return Routed(tool_E, rank_E, np.array([tools_cost(rollout.env) for rollout in rollouts]))
+    cost_E = np.array([tools_cost(rollout.env) for rollout in rollouts], dtype=float)
+    return Routed(ndcg_at_k(rank_E, CUT), recall_at_k(rank_E, CUT), cost_E, one_hot(tool_E))
 
 
-def random_mix(cache: ToolCache, shares: np.ndarray, seed: int) -> Routed:
-    """Tools drawn at the given shares without looking at the example."""
-    drawn_E = np.random.default_rng(seed).choice(len(TOOLS), size=len(cache), p=shares / shares.sum())
-    return by_tool(cache, drawn_E)
+def random_mix(cache: ToolCache, share_P: np.ndarray) -> Routed:
+    """Tools drawn at the given shares without looking at the example, in expectation."""
+    return by_share(cache, np.broadcast_to(share_P[:, None], (len(TOOLS), len(cache))))
 
 
 @dataclass(frozen=True)
@@ -100,40 +116,32 @@ def headroom(cache: ToolCache) -> dict[str, float]:
     return flat("headroom", paired_interval(by_tool(cache, oracle_tools(cache)).ndcg_E, best_E))
 
 
-def routing_metrics(
-    cache: ToolCache, margin: MarginRouter, rollouts: list[Rollout] | None = None, seed: int = 0
-) -> dict[str, float]:
+def routing_metrics(cache: ToolCache, margin: MarginRouter, rollouts: list[Rollout] | None = None) -> dict[str, Any]:
     """Flat metrics of every router; with `rollouts` (one for each example, in order) the planner's and its rivals'."""
     found = routers(cache, margin)
-    metrics: dict[str, float] = {"n": len(cache), **headroom(cache)}
+    metrics: dict[str, Any] = {"n": len(cache), **headroom(cache)}
     if rollouts is not None:
         planner = by_planner(rollouts)
-        shares = np.bincount(planner.tool_E, minlength=len(TOOLS)) / len(cache)
-        found = {"planner": planner, "random_mix": random_mix(cache, shares, seed), **found}
-    oracle_E, decisive_E = found["oracle"].tool_E, decisive(cache)
+        found = {"planner": planner, "random_mix": random_mix(cache, planner.share_PE.mean(1)), **found}
+    oracle_E, decisive_E = oracle_tools(cache), decisive(cache)
     for name, routed in found.items():
+        agreement_E = routed.agreement(oracle_E)
         metrics |= flat(f"{name}/ndcg@{CUT}", mean_interval(routed.ndcg_E))
-        metrics |= flat(f"{name}/recall@{CUT}", mean_interval(recall_at_k(routed.rank_E, CUT)))
+        metrics |= flat(f"{name}/recall@{CUT}", mean_interval(routed.recall_E))
         metrics[f"{name}/cost"] = float(routed.cost_E.mean())
-        metrics[f"{name}/oracle_agreement"] = float((routed.tool_E == oracle_E).mean())
-        metrics[f"{name}/decisive_agreement"] = float((routed.tool_E == oracle_E)[decisive_E].mean())
-        for index, tool in enumerate(TOOLS):
-            metrics[f"{name}/share_{tool}"] = float((routed.tool_E == index).mean())
-    if rollouts is not None:
-        metrics |= _planner_extras(found, rollouts, cache, shares, seed)
-    return metrics
+        metrics[f"{name}/oracle_agreement"] = float(agreement_E.mean())
+        metrics[f"{name}/decisive_agreement"] = float(agreement_E[decisive_E].mean()) if decisive_E.any() else None
+        shares = routed.share_PE.mean(1)
+        metrics |= {f"{name}/share_{tool}": float(share) for tool, share in zip(TOOLS, shares, strict=True)}
+    return metrics if rollouts is None else metrics | _planner_extras(found, rollouts)
 
 
-def _planner_extras(
-    found: Mapping[str, Routed], rollouts: list[Rollout], cache: ToolCache, shares: np.ndarray, seed: int
-) -> dict[str, float]:
+def _planner_extras(found: Mapping[str, Routed], rollouts: list[Rollout]) -> dict[str, Any]:
     planner = found["planner"]
     own = float(np.mean([rollout.own_cost for rollout in rollouts]))
     best = max(FIXED, key=lambda name: found[name].ndcg_E.mean())
     points = [(float(found[name].cost_E.mean()), float(found[name].ndcg_E.mean())) for name in (FIXED[0], best)]
-    line = float(line_at(float(planner.cost_E.mean()), *points))
-    # What mixing gives on average: each example's expected NDCG under the planner's shares.
-    expected_E = shares @ cache.ndcg_PE
+    line = float(line_at(float(planner.cost_E.mean()), *points)) if best != FIXED[0] else points[0][1]
     return {
         "planner/own_cost": own,
         "planner/total_cost": own + float(planner.cost_E.mean()),
@@ -142,6 +150,6 @@ def _planner_extras(
         "planner/line_ndcg": line,
         "planner/above_line": float(planner.ndcg_E.mean()) - line,
         **flat("planner/over_best_fixed", paired_interval(planner.ndcg_E, found[best].ndcg_E)),
-        **flat("planner/over_random_mix", paired_interval(planner.ndcg_E, expected_E)),
+        **flat("planner/over_random_mix", paired_interval(planner.ndcg_E, found["random_mix"].ndcg_E)),
         "planner/regret": float((found["oracle"].ndcg_E - planner.ndcg_E).mean()),
     }

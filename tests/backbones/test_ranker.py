@@ -34,6 +34,18 @@ def lists(split, seed: int, candidates: int = 6):
     return examples, items_EM, -np.sort(-rng.normal(size=items_EM.shape)).astype(np.float32)
 
 
+def transition(folds: list[list[int]], first: int, second: int) -> float:
+    """How often `second` follows `first` within five events, near ones counting more, as a shrunk share."""
+    weight = total = 0.0
+    for fold in folds:
+        for place, item in enumerate(fold):
+            for distance, later in enumerate(fold[place + 1 : place + 6], start=1):
+                if item == first:
+                    total += 1 / distance
+                    weight += (later == second) / distance
+    return weight / (total + 20)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_each_feature_is_its_brute_force_twin(seed):
     split, catalog = world(seed)
@@ -43,26 +55,31 @@ def test_each_feature_is_its_brute_force_twin(seed):
     folds = [split.fitting.items(user).tolist() for user in range(USERS)]
     users_of = [{user for user, fold in enumerate(folds) if item in fold} for item in range(ITEMS)]
     categories = [set(row) for row in catalog.categories]
+    popularity = [np.log(1 + sum(fold.count(item) for fold in folds)) for item in range(ITEMS)]
 
     def cosine(one: set, other: set) -> float:
         return len(one & other) / np.sqrt(len(one) * len(other)) if one and other else 0.0
 
-    for row in range(len(examples)):
-        recent = examples.history(row)[-10:].tolist()
+    for row in range(0, len(examples), 2):
+        history = examples.history(row).tolist()
         for place, item in enumerate(items_EM[row].tolist()):
             expected = [
                 (scores_EM[row, place] - scores_EM[row].mean()) / scores_EM[row].std(),
                 np.log(place + 1),
-                np.log(1 + sum(fold.count(item) for fold in folds)),
-                np.mean([cosine(categories[item], categories[past]) for past in recent]),
-                np.mean([cosine(users_of[item], users_of[past]) for past in recent]),
+                popularity[item],
+                popularity[item] - np.mean([popularity[past] for past in history[-10:]]),
+                np.mean([cosine(categories[item], categories[past]) for past in history[-10:]]),
             ]
+            for window in (1, 3, 10, 50):
+                expected.append(np.mean([cosine(users_of[item], users_of[past]) for past in history[-window:]]))
+                expected.append(np.mean([transition(folds, past, item) for past in history[-window:]]))
             np.testing.assert_allclose(feature_EMF[row, place], expected, rtol=1e-3, atol=1e-4)
 
 
 def features_of(split, catalog) -> list[np.ndarray]:
     found = CandidateFeatures.from_fitting_fold(split, catalog)
-    return [found.log_popularity_N, found.category_NC.toarray(), found.cooccurrence_NN.toarray()]
+    pairs = (found.category_NC, found.cooccurrence_NN, found.transition_NN)
+    return [found.log_popularity_N, *(part.toarray() for part in pairs)]
 
 
 def test_events_outside_the_fitting_fold_change_nothing():
@@ -82,8 +99,8 @@ def test_events_outside_the_fitting_fold_change_nothing():
 
     for old, new in zip(before, replaced(outside_M), strict=True):
         np.testing.assert_array_equal(old, new)
-    popularity_N, _, together_NN = replaced(~outside_M)
-    assert not np.array_equal(popularity_N, before[0]) and not np.array_equal(together_NN, before[2])
+    inside = replaced(~outside_M)
+    assert [np.array_equal(old, new) for old, new in zip(before, inside, strict=True)] == [False, True, False, False]
 
 
 def test_an_empty_history_and_an_item_without_category_are_zeros():
@@ -92,7 +109,10 @@ def test_an_empty_history_and_an_item_without_category_are_zeros():
     examples = type(examples)(examples.user_E[:1], np.array([0]), examples.sequences)
     features = CandidateFeatures.from_fitting_fold(split, catalog)
     feature_EMF = features.of(examples, np.arange(4, dtype=np.int32)[None], np.array([[4.0, 3.0, 2.0, 1.0]]))
-    assert (feature_EMF[0, :, 3:] == 0).all() and np.isfinite(feature_EMF).all()
+    assert (feature_EMF[0, :, 4:] == 0).all() and np.isfinite(feature_EMF).all()
+    np.testing.assert_array_equal(
+        feature_EMF[..., 3], feature_EMF[..., 2], err_msg="nothing to compare popularity with"
+    )
     level = features.of(examples, np.arange(4, dtype=np.int32)[None], np.full((1, 4), 7.0))
     assert (level[..., 0] == 0).all(), "equal scores do not divide by zero"
 
