@@ -1,8 +1,9 @@
 """Build the planner's two data sets from cached tool answers: warm-up traces for SFT and prompts for GRPO.
 
-Method: oracle plans on half B's routing targets (TwiSTAR, arXiv 2605.11553, stage 6). Differs from the paper: the label is
-    the cheapest tool that reaches the best cached NDCG@10, and a trace retrieves first and decides after seeing the
-    answer; `--labels published` is the paper's rule. At least half of the rows are decisive: their tools differ in NDCG.
+Method: oracle plans on half B's routing targets (TwiSTAR, arXiv 2605.11553, stage 6). Differs from the paper: the
+    label is the cheapest tool that reaches the best cached NDCG@10, and the prompt shows what retrieve
+    found; `--labels published` is the paper's rule. At least half of the rows are decisive: their tools
+    differ in NDCG.
 Run: python data_prep/planner_traces.py --dataset outputs/quickstart/dataset --sid_table outputs/quickstart/sid_table
     --tool_cache outputs/quickstart/tool_cache --output_dir outputs/quickstart/planner_traces
 Makes: traces/ (messages, row, tool) and prompts/ (prompt, row, tool), chat data sets; metrics.json with label shares.

@@ -1,7 +1,7 @@
 """Build the reasoner's chat data set: history, thought about categories, next item.
 
-Method: category rationales (TwiSTAR, arXiv 2605.11553, RA-SFT stage), from fitting-fold items only; the thought names the
-    categories of the next three items, where the paper names those of the target alone.
+Method: category rationales (TwiSTAR, arXiv 2605.11553, RA-SFT stage), from fitting-fold items only; the thought names
+    the categories of the next three items, where the paper names those of the target alone.
 Run: python data_prep/rationales.py --dataset outputs/quickstart/dataset --sid_table outputs/quickstart/sid_table
     --output_dir outputs/quickstart/rationales
 Makes: a chat data set in TRL's conversational format with the columns messages, user, position.

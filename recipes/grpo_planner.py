@@ -1,8 +1,9 @@
 """Train the planner that decides per user between a fast retriever, a ranker and a slow reasoner.
 
-Method: TwiSTAR (arXiv 2605.11553) stage 7, GRPO (arXiv 2402.03300) on tool calls, tools frozen. Reward: NDCG@10 + a dense
-    rank term - cost_weight x cost share + valid plan - invalid - redundant calls, each its own function. Differs from the
-    paper: costs are FLOPs, so the reward is reproducible, and the planner sees a tool's answer before it escalates.
+Method: TwiSTAR (arXiv 2605.11553) stage 7, GRPO (arXiv 2402.03300) on tool calls, tools frozen. Reward: NDCG@10 + a
+    dense rank term - cost_weight x cost share + valid plan - invalid - redundant calls, each its own function.
+    Differs from the paper: costs are FLOPs, so the reward is reproducible, and the planner sees what
+    retrieve found before it chooses.
 Run: accelerate launch recipes/grpo_planner.py
     With no argument the quickstart config is used and whatever is missing upstream is built first.
 Quick: about 5 minutes on 2 cores once the upstream stages exist; --config recipes/configs/grpo_planner/smoke.yaml.

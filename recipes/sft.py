@@ -1,7 +1,8 @@
 """Fine-tune a language model on a chat data set.
 
-Method: cross entropy on the assistant's tokens, or on all tokens with `assistant_only_loss: false`, which gives a model
-    that starts from random weights a lesson in every item of the history. TRL's SFTTrainer as it is; LoRA by `use_peft`.
+Method: cross entropy on the assistant's tokens, or on all tokens with `assistant_only_loss: false`, which gives a
+    model that starts from random weights a lesson in every item of the history. TRL's SFTTrainer as it is; LoRA by
+    `use_peft`.
 Run: accelerate launch recipes/sft.py --config recipes/configs/sft/quickstart.yaml
     --model_name_or_path outputs/quickstart/base_with_sids --chats outputs/quickstart/rationales
     --output_dir outputs/quickstart/reasoner

@@ -1,8 +1,8 @@
 """Fit a sequential backbone or a ranker.
 
 Method: SASRec (arXiv 1808.09781) with softmax cross entropy over the catalogue or over sampled negatives, and DIN
-    (arXiv 1706.06978) over a retriever's list as in TwiSTAR (arXiv 2605.11553, stage 5). DIN differs from the paper: the
-    loss is a softmax over the list and a missing target is not injected; both are switches.
+    (arXiv 1706.06978) over a retriever's list as in TwiSTAR (arXiv 2605.11553, stage 5). DIN differs from the paper:
+    the loss is a softmax over the list and a missing target is not injected; both are switches.
 Run: python recipes/train_backbone.py --config recipes/configs/train_backbone/quickstart.yaml
     --dataset outputs/quickstart/dataset --output_dir outputs/quickstart/sasrec
 Quick: about 2 minutes on 2 cores; --config recipes/configs/train_backbone/smoke.yaml takes seconds.

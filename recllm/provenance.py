@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(staging, path)
+        Path(staging).replace(path)
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
 def sha256_file(path: Path) -> str:
     """Hex sha256 of one file, read in 1 MiB blocks."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

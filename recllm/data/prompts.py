@@ -34,9 +34,10 @@ def category_thought(categories: Sequence[str]) -> str:
 
 
 def planner_prompt(
-    history_texts: Sequence[str], categories: Sequence[str], length: int, span: int | None = None
+    history_texts: Sequence[str], categories: Sequence[str], length: int, span: int | None = None, found: str = ""
 ) -> list[dict[str, str]]:
-    """Chat that asks the planner for a recommendation: how long the history is, its main categories, its last items.
+    """Chat that asks the planner for a recommendation: the history in digits, its main categories, its last items, and
+    what the fast tool already found.
 
     Length (items) and span (minutes that the last items took, already in bits) are given by their number of bits: a
     small model reads one digit better than a number.
@@ -44,4 +45,4 @@ def planner_prompt(
     liked = ", ".join(categories) if categories else "unknown"
     spanned = "" if span is None else f" Span {span}."
     recent = "".join(history_texts[-PLANNER_HISTORY:])
-    return [user(f"Length {length.bit_length()}.{spanned} Likes {liked}. Recent {recent}")]
+    return [user(f"Length {length.bit_length()}.{spanned} Likes {liked}. Recent {recent} Found: {found}")]

@@ -1,9 +1,9 @@
 """Beam search over the SIDs of a catalogue: the K best items after each prompt, all of them valid.
 
-The prompt is read once. The K beams of a prompt then go through the model side by side as one sequence: a 4-D mask lets
-each beam see the prompt and its own codes, so the cache grows by K a level and is never copied or reordered. The head is
-evaluated for sid tokens only. Scores are log-probabilities over the codes that the trie allows, renormalised at every
-level, so a beam is never punished for probability that lies on impossible tokens.
+The prompt is read once. The K beams of a prompt then go through the model side by side as one sequence: a 4-D mask
+lets each beam see the prompt and its own codes, so the cache grows by K a level and is never copied or reordered. The
+head is evaluated for sid tokens only. Scores are log-probabilities over the codes that the trie allows, renormalised
+at every level, so a beam is never punished for probability that lies on impossible tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grading a planner: the margin router chosen on validation, greedy episodes on test, every router in one set of metrics."""
+"""Grading a planner: margin router fitted on validation, greedy episodes on test, all routers in one set of metrics."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 from recllm.evaluation.routing import MarginRouter, headroom, routing_metrics
 from recllm.planner.bench import Bench
 from recllm.planner.rollout import play
+from recllm.sid.table import SidTable
+from recllm.sid.vocabulary import check_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +22,21 @@ if TYPE_CHECKING:
 def load_bench(inputs: Mapping[str, Path | str], role: str) -> Bench:
     """The bench of a role from the input folders `dataset`, `sid_table` and `tool_cache`."""
     return Bench.load(inputs["dataset"], inputs["sid_table"], inputs["tool_cache"], role)
+
+
+def load_planner(folder: str | Path, sid_table: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A planner and its tokenizer.
+
+    Raises:
+        ValueError: the planner was trained with another SID table than `sid_table`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_table(folder, SidTable.load(sid_table))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def announce_headroom(bench: Bench) -> dict[str, float]:

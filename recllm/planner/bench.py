@@ -52,10 +52,12 @@ class Bench:
         return len(self.examples)
 
     def prompt(self, row: int) -> list[dict[str, str]]:
-        """The chat that opens an episode."""
+        """The chat that opens an episode. It shows what retrieve finds, so that the choice is made after a look."""
         history = self.examples.history(row)
         liked = self.frequent_categories(history[-_LIKED_FROM:])
-        return planner_prompt([self.sid_texts[item] for item in history], liked, len(history), self._span(row))
+        texts = [self.sid_texts[item] for item in history]
+        found = self.result("retrieve", row, self.items("retrieve", row, 10), None)
+        return planner_prompt(texts, liked, len(history), self._span(row), found)
 
     def _span(self, row: int) -> int | None:
         """Minutes that the last items took, in bits, at most 9; None where times are not known."""
@@ -100,6 +102,6 @@ class Bench:
 def popularity(fold: Sequences, items: int) -> np.ndarray:
     """Share of the fold's events that fell on less popular items than each item, `popularity_N` (0..1)."""
     events_N = np.bincount(fold.items_M, minlength=items)
-    counts, inverse_N = np.unique(events_N, return_inverse=True)
+    _, inverse_N = np.unique(events_N, return_inverse=True)
     events_at = np.bincount(inverse_N, weights=events_N)
     return ((np.cumsum(events_at) - events_at) / max(len(fold.items_M), 1))[inverse_N]

@@ -1,7 +1,7 @@
 """The planner's environment for TRL's `environment_factory`: every public method is a tool, its docstring the schema.
 
-The planner may look at one tool's answer and then call a slower one. The last list is the answer; an episode without
-any valid call falls back to retrieve.
+The prompt shows what retrieve found. The planner calls the tool whose list it wants, may look at the answer and call a
+slower one. The last list is the answer; an episode without any valid call falls back to retrieve.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PlannerEnv:
             episode.redundant += 1
             return LIMIT_TEXT
         episode.redundant += any(name == tool for name, _, _ in episode.calls)
-        before = episode.calls[-1][1] if episode.calls else None
+        before = episode.calls[-1][1] if episode.calls else self._bench.items("retrieve", episode.row, 10)
         items = self._bench.items(tool, episode.row, count, m)
         episode.calls.append((tool, items, self._bench.cost(tool, episode.row, m)))
         return self._bench.result(tool, episode.row, items, before)
@@ -110,12 +110,8 @@ def answer_ndcg(env: PlannerEnv) -> float:
 
 
 def tools_cost(env: PlannerEnv) -> int:
-    """FLOPs of the tools called. Rank includes its retrieve, and a list that was retrieved is not retrieved again."""
-    episode, bench = env.episode, env._bench
-    base = bench.cost("retrieve", episode.row)
-    spent, retrieved = 0, False
-    for tool, _, cost in episode.calls or [("retrieve", None, base)]:
-        shared = base if retrieved and tool in ("retrieve", "rank") else 0
-        spent += cost - shared
-        retrieved = retrieved or tool in ("retrieve", "rank")
-    return spent
+    """FLOPs of the tools. The retrieval that the prompt shows is always paid, and only once: a call of retrieve adds
+    nothing to it, rank its forward over the candidates, reason its whole cost."""
+    base = env._bench.cost("retrieve", env.episode.row)
+    extra = {"retrieve": base, "rank": base, "reason": 0}
+    return base + sum(cost - extra[tool] for tool, _, cost in env.episode.calls)

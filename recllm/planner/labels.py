@@ -46,7 +46,7 @@ def decisive(cache: ToolCache) -> np.ndarray:
 
 
 def choose_rows(cache: ToolCache, rng: np.random.Generator, decisive_share: float = 0.5) -> np.ndarray:
-    """Rows in random order, at least `decisive_share` of them decisive: all decisive ones, and as many others as fit."""
+    """Rows in random order: all decisive ones, and as many others as leave those their `decisive_share` (0..1]."""
     decisive_E = decisive(cache)
     chosen, others = np.flatnonzero(decisive_E), np.flatnonzero(~decisive_E)
     room = int(len(chosen) * (1 - decisive_share) / max(decisive_share, 1e-9))
@@ -54,11 +54,7 @@ def choose_rows(cache: ToolCache, rng: np.random.Generator, decisive_share: floa
 
 
 def trace(bench: Bench, row: int, tool: str) -> list[dict]:
-    """A whole episode as chat messages: retrieve first, so that the choice is made after seeing its answer."""
-    messages, before = list(bench.prompt(row)), None
-    for name in ("retrieve",) if tool == "retrieve" else ("retrieve", tool):
-        items = bench.items(name, row, 10)
-        answer = {"role": "tool", "name": name, "content": bench.result(name, row, items, before)}
-        messages += [call_message(name), answer]
-        before = items
-    return [*messages, assistant(DONE)]
+    """A whole episode as chat messages: the prompt with retrieve's findings, one call, its answer, the end."""
+    before, items = bench.items("retrieve", row, 10), bench.items(tool, row, 10)
+    answer = {"role": "tool", "name": tool, "content": bench.result(tool, row, items, before)}
+    return [*bench.prompt(row), call_message(tool), answer, assistant(DONE)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recllm.planner.env import PlannerEnv, answer_ndcg, answer_rank, tools_cost
+from recllm.planner.env import PlannerEnv, answer_ndcg, tools_cost
 from recllm.planner.labels import dense_value
 from recllm.planner.texts import TOOLS
 
@@ -61,6 +61,19 @@ REWARDS = {
     "invalid": invalid,
     "redundant": redundant,
 }
+
+
+def chose_rank(environments: Sequence[PlannerEnv], **columns: Any) -> list[float]:
+    """1 where rank's list is the answer: not a term of the reward, its mean shows where the planner is heading."""
+    return [float(env.episode.tool == "rank") for env in environments]
+
+
+def chose_reason(environments: Sequence[PlannerEnv], **columns: Any) -> list[float]:
+    """1 where reason's list is the answer; see `chose_rank`."""
+    return [float(env.episode.tool == "reason") for env in environments]
+
+
+MONITORS = {"chose_rank": chose_rank, "chose_reason": chose_reason}
 
 
 def faults(completion: Sequence[dict[str, Any]]) -> int:

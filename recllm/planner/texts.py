@@ -18,8 +18,8 @@ MAX_RESULT_CHARACTERS = 400
 def call_message(tool: str) -> dict[str, Any]:
     """The assistant message that calls a tool with its default arguments.
 
-    The arguments are JSON text: as a dictionary they would get the keys of every other tool in the same data set column,
-    filled with nulls.
+    The arguments are JSON text: as a dictionary they would get the keys of every other tool in the same data set
+    column, filled with nulls.
     """
     function = {"name": tool, "arguments": json.dumps(ARGUMENTS[tool])}
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}

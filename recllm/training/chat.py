@@ -15,7 +15,8 @@ TEMPLATES = ("keep", "lean", "qwen3")
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Give the tokenizer a template with tool calls, and the parser that reads the calls back.
 
-    `keep` leaves the tokenizer's own template and only adds the parser where TRL knows it; `lean` and `qwen3` replace it.
+    `keep` leaves the tokenizer's own template and only adds the parser where TRL knows it; `lean` and `qwen3` replace
+    it.
 
     Raises:
         ValueError: the name is unknown, or the kept template cannot render tool calls.

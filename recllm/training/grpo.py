@@ -9,7 +9,7 @@ import numpy as np
 
 from recllm.planner.bench import Bench
 from recllm.planner.env import MAX_CALLS, PlannerEnv
-from recllm.planner.rewards import REWARDS
+from recllm.planner.rewards import MONITORS, REWARDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,7 @@ def build_planner_trainer(
     from recllm.training.sft import load_model
 
     used = {name: weight for name, weight in weights.items() if weight}
-    training_args.reward_weights = list(used.values())
+    training_args.reward_weights = [*used.values(), *(0.0 for _ in MONITORS)]
     training_args.max_tool_calling_iterations = MAX_CALLS
     training_args.shuffle_dataset = False
     tokenizer, model = load_model(model_args)
@@ -62,7 +62,7 @@ def build_planner_trainer(
     per_step = prompts_per_step(training_args)
     return GRPOTrainer(
         model=model,
-        reward_funcs=[REWARDS[name] for name in used],
+        reward_funcs=[*(REWARDS[name] for name in used), *MONITORS.values()],
         args=training_args,
         train_dataset=schedule(rows, training_args.max_steps, per_step, training_args.seed),
         processing_class=tokenizer,

@@ -21,7 +21,7 @@ def make_model(family: str, seed: int = 0, tied: bool = True) -> torch.nn.Module
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
         # Wide weights, so that the scores of items differ clearly.
-        "initializer_range": 0.5,
+        "initializer_range": 0.3,
         "tie_word_embeddings": tied,
     }
     if family == "qwen3":
@@ -42,43 +42,36 @@ def make_trie(levels: int, items: int, seed: int = 0) -> tuple[SidTrie, list[tup
     return SidTrie.from_sequences([np.array(sid) for sid in sids]), list(sids)
 
 
-def children_of(sids: list[tuple[int, ...]], prefix: tuple[int, ...]) -> list[int]:
-    return sorted({sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix})
-
-
 @torch.no_grad()
-def step_scores(model, sids, prompt: list[int], prefix: tuple[int, ...]) -> dict[int, float]:
-    """Log-probability of each code that may follow the prefix, renormalised over those codes; no cache, no mask."""
-    logits = model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
-    allowed = children_of(sids, prefix)
-    return dict(zip(allowed, logits[allowed].log_softmax(0).tolist(), strict=True))
+def grow(model, sids, prompt: list[int], live: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+    """Every prefix of `live` by one code more: log-probabilities renormalised over the codes that may follow it.
 
-
-def every_item(model, sids, prompt: list[int]) -> list[float]:
-    """Score of every item, code by code."""
-    known: dict[tuple[int, ...], dict[int, float]] = {}
-    scores = []
-    for sid in sids:
-        total = 0.0
-        for level, code in enumerate(sid):
-            prefix = sid[:level]
-            if prefix not in known:
-                known[prefix] = step_scores(model, sids, prompt, prefix)
-            total += known[prefix][code]
-        scores.append(total)
-    return scores
+    All of one length, so one forward without cache, mask or padding.
+    """
+    logits = model(torch.tensor([[*prompt, *prefix] for prefix in live])).logits[:, -1]
+    grown = {}
+    for logits_V, (prefix, score) in zip(logits, live.items(), strict=True):
+        allowed = sorted({sid[len(prefix)] for sid in sids if sid[: len(prefix)] == prefix})
+        steps = logits_V[allowed].log_softmax(0).tolist()
+        grown |= {(*prefix, code): score + step for code, step in zip(allowed, steps, strict=True)}
+    return grown
 
 
 def textbook_beam(model, sids, prompt: list[int], beams: int) -> list[tuple[int, float]]:
-    live = [((), 0.0)]
+    """(item, score) pairs, best first."""
+    live = {(): 0.0}
     for _ in range(len(sids[0])):
-        grown = [
-            ((*prefix, code), score + step)
-            for prefix, score in live
-            for code, step in step_scores(model, sids, prompt, prefix).items()
-        ]
-        live = sorted(grown, key=lambda pair: -pair[1])[:beams]
-    return [(sids.index(prefix), score) for prefix, score in live]
+        grown = grow(model, sids, prompt, live)
+        live = dict(sorted(grown.items(), key=lambda pair: -pair[1])[:beams])
+    return [(sids.index(sid), score) for sid, score in live.items()]
+
+
+def every_item(model, sids, prompt: list[int]) -> list[float]:
+    """Score of every item."""
+    live = {(): 0.0}
+    for _ in range(len(sids[0])):
+        live = grow(model, sids, prompt, live)
+    return [live[sid] for sid in sids]
 
 
 def prompt_batch(seed: int, rows: int = 3, longest: int = 7) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
