@@ -47,7 +47,7 @@ def main(args: Arguments) -> None:
 
     raw = read_movielens(args.data or fetch(args.name), args.name, args.min_rating)
     if not args.data:
-        record.extra["asset"] = source_of(args.name)
+        record.add_asset(source_of(args.name))
 
     prepared = prepare(
         raw,

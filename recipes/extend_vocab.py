@@ -7,7 +7,7 @@ Method: one regular token a code (a special one would vanish under skip_special_
 Run:   python recipes/extend_vocab.py --base_model Qwen/Qwen3-0.6B --sid_table DIR --dataset DIR --output_dir OUT
 Quick: python recipes/extend_vocab.py --config recipes/configs/extend_vocab/quickstart.yaml
 Makes: model, tokenizer, generation_config.json, sid_table/, metrics.json (sid_tokens, rows_before, rows_after).
-Expect: seconds for the quickstart model (80 sid tokens; rows 1600 -> 1664). What the mean rows are worth is measured
+Expect: seconds for the quickstart model (128 sid tokens; rows 1600 -> 1728). What the mean rows are worth is measured
     where the model is trained.
 """
 
@@ -25,11 +25,13 @@ class Arguments:
     sid_table: str = field(metadata={"help": "SID table folder (train_sid_tokenizer.py)"})
     dataset: str = field(metadata={"help": "data set folder the table was made from (titles for the mean rows)"})
     init: str = field(default="mean", metadata={"help": "mean or noise"})
+    chat_template: str = field(default="keep", metadata={"help": "keep, or lean or qwen3 for tool calls"})
     seed: int = field(default=0, metadata={"help": "seed of the noise"})
 
 
 def main(args: Arguments) -> None:
-    from recllm.sid.vocabulary import extend, load_base, locate_model, save_extended
+    from recllm.sid.vocabulary import extend, load_base, locate_model, model_assets, save_extended
+    from recllm.training.chat import set_chat_template
 
     inputs = {"base_model": locate_model(args.base_model), "sid_table": args.sid_table, "dataset": args.dataset}
     record = RunRecord.start(args.output_dir, recipe="extend_vocab", config=args, inputs=inputs)
@@ -44,8 +46,13 @@ def main(args: Arguments) -> None:
     model, tokenizer = load_base(args.base_model)
     extension = extend(model, tokenizer, table, titles=catalog.titles, init=args.init, seed=args.seed)
 
+    if args.chat_template != "keep":
+        set_chat_template(tokenizer, args.chat_template)
+
     save_extended(args.output_dir, model, tokenizer, table)
     record.extra["sid_table_hash"] = table.hash
+    for asset in model_assets(args.base_model):
+        record.add_asset(asset)
     record.finish(extension.metrics())
 
 

@@ -7,7 +7,7 @@ Run: accelerate launch recipes/sft.py --config recipes/configs/sft/quickstart.ya
     --model_name_or_path outputs/quickstart/base_with_sids --chats outputs/quickstart/rationales
     --output_dir outputs/quickstart/reasoner
 Quick: about 4 minutes on 2 cores with the config above; --config recipes/configs/sft/smoke.yaml takes seconds.
-Makes: merged weights, tokenizer, generation_config.json, sid_table/, metrics.json, run.json.
+Makes: merged weights, tokenizer, generation_config.json, sid_table/, card, metrics.json, run.json.
 Expect: see the header of each config.
 """
 
@@ -25,11 +25,11 @@ class Arguments:
 
 
 def main(args: Arguments, training_args: Any, model_args: Any) -> None:
-    from recllm.provenance import RunRecord
+    from recllm.hub.run import deliver_run, start_run
     from recllm.training.sft import build_sft_trainer, load_chats, train_and_deliver
 
     inputs = {"chats": args.chats, "model_name_or_path": model_args.model_name_or_path}
-    record = RunRecord.start(training_args.output_dir, "sft", (args, training_args, model_args), inputs=inputs)
+    record, publishing = start_run("sft", (args, training_args, model_args), inputs)
     if record.complete:
         return
 
@@ -39,7 +39,8 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
 
     metrics = train_and_deliver(trainer, record, source=model_args.model_name_or_path)
 
-    record.finish({"rows": len(rows), **metrics})
+    if trainer.is_world_process_zero():
+        deliver_run(record, {"rows": len(rows), **metrics}, publishing)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(args: Arguments) -> None:
         return
 
     from recllm.sid.collisions import resolve_collisions
-    from recllm.sid.embeddings import embed_items, save_embeddings
+    from recllm.sid.embeddings import embed_items, encoder_assets, save_embeddings
     from recllm.sid.quantizer import save_centroids, table_report
     from recllm.sid.rqkmeans import ResidualKMeans
     from recllm.sid.table import SidTable
@@ -62,6 +62,8 @@ def main(args: Arguments) -> None:
     save_embeddings(args.output_dir, vectors_ND)
     save_centroids(args.output_dir, centroids)
     record.extra["encoder"] = encoder
+    for asset in encoder_assets(encoder):
+        record.add_asset(asset)
     record.extra["sid_table_hash"] = table.hash
     record.finish(table_report(codes_NL, unique_NL, sizes, latents_ND, centroids))
 

@@ -190,6 +190,19 @@ def _disown_checkpoints(folder: Path, request: dict[str, Any]) -> None:
         write_json(path, request)
 
 
+def _inherited(inputs: Mapping[str, str | Path]) -> dict[str, Any]:
+    """What a run takes over from its inputs: the assets that went into them, and the description of the data set."""
+    extra: dict[str, Any] = {}
+    for path in map(Path, inputs.values()):
+        # An input may be a subfolder of a run's output.
+        known = load_run(path) or load_run(path.parent) or {}
+        if known.get("assets"):
+            extra["assets"] = {**extra.get("assets", {}), **known["assets"]}
+        if (path / "dataset.json").is_file():
+            extra["dataset"] = read_json(path / "dataset.json")
+    return extra
+
+
 @dataclass
 class RunRecord:
     """One recipe execution, from `start` to `finish`.
@@ -234,7 +247,11 @@ class RunRecord:
         else:
             (folder / RUN_FILE).unlink(missing_ok=True)
             _disown_checkpoints(folder, {"recipe": recipe, **_identity(plain, marks)})
-        return cls(folder=folder, recipe=recipe, config=plain, inputs=marks, complete=same)
+        return cls(folder, recipe, plain, marks, complete=same, extra=_inherited(inputs or {}))
+
+    def add_asset(self, asset: Mapping[str, Any]) -> None:
+        """Note a named asset this run read (`assets.source_of`); runs downstream take the note over."""
+        self.extra["assets"] = {**self.extra.get("assets", {}), str(asset["name"]): dict(asset)}
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of a complete run."""

@@ -57,6 +57,11 @@ def embed_items(catalog: Catalog, encoder: str = "auto", seed: int = 0) -> tuple
     return _sentences(texts, encoder), encoder
 
 
+def encoder_assets(encoder: str) -> list[dict]:
+    """Records of the named assets behind an encoder that `embed_items` returned: none, or MiniLM's."""
+    return [assets.source_of(MINILM)] if encoder.startswith(f"{MINILM} from ") else []
+
+
 def save_embeddings(folder: str | Path, vectors_ND: np.ndarray) -> None:
     """Write the item vectors into `folder`; row i belongs to item i."""
     from safetensors.numpy import save_file

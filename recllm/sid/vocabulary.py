@@ -136,6 +136,13 @@ def check_table(model_dir: str | Path, table: SidTable) -> None:
         )
 
 
+def model_assets(name: str) -> list[dict]:
+    """Records of the named assets behind a model name: one where the name is an asset's, else none."""
+    from recllm import assets
+
+    return [assets.source_of(name)] if not Path(name).is_dir() and name in assets.ASSETS else []
+
+
 def locate_model(name: str) -> Path:
     """Folder of a model: `name` itself where it is a folder, else the asset or the Hub repository of that name.
 

@@ -55,7 +55,8 @@ def build_planner_trainer(
 
     used = {name: weight for name, weight in weights.items() if weight}
     training_args.reward_weights = [*used.values(), *(0.0 for _ in MONITORS)]
-    training_args.max_tool_calling_iterations = MAX_CALLS
+    # One turn more than the calls, in which the planner ends the episode, is TRL's own.
+    training_args.max_tool_calling_iterations = min(training_args.max_tool_calling_iterations or MAX_CALLS, MAX_CALLS)
     training_args.shuffle_dataset = False
     tokenizer, model = load_model(model_args)
     set_chat_template(tokenizer, "keep")

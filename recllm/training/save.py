@@ -7,16 +7,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from recllm.sid.vocabulary import TABLE_FOLDER
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 def merged(model: torch.nn.Module) -> PreTrainedModel:
     """The plain transformers model with any PEFT adapter folded into its weights."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def whole(trainer: Trainer) -> PreTrainedModel | None:
+    """The trained model with any adapter folded in, on the main process; None on the others. Every process calls it.
+
+    ZeRO-3 and FSDP leave each process a slice of every tensor; the slices are gathered into a plain copy.
+    """
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    sliced = accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
+    state = accelerator.get_state_dict(trainer.model_wrapped) if sliced else None
+    # Otherwise ZeRO-3 slices whatever this process builds or loads from here on, and waits for the others.
+    unset_hf_deepspeed_config()
+    if not accelerator.is_main_process:
+        return None
+    return merged(model if state is None else _plain_copy(model, state))
+
+
+def _plain_copy(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A model of the same architecture and adapters on the CPU that holds `state`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = MODEL_FOR_CAUSAL_LM_MAPPING[type(base.config)](base.config)
+    plain.generation_config = base.generation_config
+    if base is not model:
+        from peft import get_peft_model
+
+        plain = get_peft_model(plain, model.active_peft_config)
+    plain.load_state_dict(state, assign=True)
+    (plain.get_base_model() if base is not model else plain).tie_weights()
+    return plain
 
 
 def deliver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, source: str) -> None:

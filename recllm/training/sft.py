@@ -58,11 +58,11 @@ def build_sft_trainer(rows: Dataset, training_args: SFTConfig, model_args: Model
 
 def train_and_deliver(trainer: SFTTrainer, record: RunRecord, source: str) -> dict[str, float]:
     """Train from the newest complete checkpoint, deliver merged weights, and return the run's numbers."""
-    from recllm.training.save import deliver, merged, newest_checkpoint, remove_checkpoints
+    from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
 
     outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
-    if trainer.accelerator.is_main_process:
-        model = merged(trainer.accelerator.unwrap_model(trainer.model))
+    model = whole(trainer)
+    if model is not None:
         deliver(model, trainer.processing_class, record.folder, source)
         remove_checkpoints(record.folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -100,7 +101,7 @@ def test_batches_are_the_windows(seed):
     assert found == expected
     assert sum(sizes) == len(start_W) and sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
     spreads.sort()
-    assert all(high <= low for (_, high), (low, _) in zip(spreads, spreads[1:], strict=False)), "like lengths together"
+    assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spreads)), "like lengths together"
 
 
 def run_fit(metrics, *, epochs=10, patience=2, loss=None, batches=None):

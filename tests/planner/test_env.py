@@ -1,14 +1,18 @@
 """Episodes played by hand: what counts, what it costs, and what the planner gets to read."""
 
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import polars as pl
 import pytest
 from transformers.utils import get_json_schema
 
+from recllm.data.interactions import Sequences
+from recllm.data.splits import load_split
 from recllm.metrics.ranking import ndcg_at_k
-from recllm.planner.bench import Bench
+from recllm.planner.bench import Bench, popularity
 from recllm.planner.env import LIMIT_TEXT, MAX_CALLS, PlannerEnv, answer_items, answer_ndcg, answer_rank, tools_cost
 from recllm.planner.texts import MAX_RESULT_CHARACTERS, TOOLS
 from recllm.sid.table import SidTable
@@ -136,10 +140,10 @@ def test_cost_rules_by_hand(worlds):
     cache = worlds.planted([[0], [1], [2]], cost_PE=[[1000], [6000], [90_000]])
     bench = worlds.make_bench(cache)
     table = {
-        "": 1000,
+        "": 1000,  # the prompt shows what retrieve found, so it is always paid
         "retrieve": 1000,
         "rank": 6000,  # the cached cost includes its retrieve
-        "reason": 90_000,
+        "reason": 91_000,
         "retrieve rank": 6000,
         "rank retrieve": 6000,
         "retrieve reason": 91_000,
@@ -149,21 +153,24 @@ def test_cost_rules_by_hand(worlds):
         "reason rank": 96_000,
         "retrieve retrieve": 1000,
         "rank rank": 11_000,
-        "reason reason": 180_000,
+        "reason reason": 181_000,
     }
     for plan, cost in table.items():
         assert tools_cost(worlds.env_at(bench, 0, plan)) == cost, plan
     for m, cost in [(50, 6000), (25, 3500), (10, 2000), (1, 1100)]:
         assert bench.cost("rank", 0, m) == cost
-        env = worlds.env_at(bench, 0, "retrieve")
-        env.rank(m, 1)
-        assert tools_cost(env) == cost
+        for before in ("", "retrieve"):
+            env = worlds.env_at(bench, 0, before)
+            env.rank(m, 1)
+            assert tools_cost(env) == cost
 
 
-def test_retrieve_then_rank_costs_what_rank_costs(worlds, bench):
+def test_rank_includes_its_retrieve_and_reason_adds_up(worlds, bench):
     for row in range(len(bench)):
-        assert tools_cost(worlds.env_at(bench, row, "retrieve rank")) == bench.cache.cost_PE[1, row]
-        assert tools_cost(worlds.env_at(bench, row, "retrieve reason")) == bench.cache.cost_PE[[0, 2], row].sum()
+        base, ranked, reasoned = bench.cache.cost_PE[:, row].tolist()
+        for plan, cost in [("rank", ranked), ("retrieve rank", ranked), ("reason", base + reasoned)]:
+            assert tools_cost(worlds.env_at(bench, row, plan)) == cost
+        assert tools_cost(worlds.env_at(bench, row, "retrieve rank reason")) == ranked + reasoned
 
 
 def test_the_tools_are_exactly_three_with_schemas(worlds, bench):
@@ -190,15 +197,41 @@ def test_what_a_tool_returns_is_bounded(worlds):
 
 
 def test_what_a_tool_returns_tells_margin_agreement_and_first_items(worlds, bench):
-    for row in range(10):
-        env = worlds.env_at(bench, row)
-        first = env.retrieve()
-        digit = int((bench.cache.edges_P9[0] < bench.cache.margin_PE[0, row]).sum())
-        assert f"Margin {digit}." in first and "Agree" not in first
+    for row in range(len(bench)):
         lists = [[item for item in bench.cache.items_PEK[p, row, :10].tolist() if item >= 0] for p in range(3)]
-        assert "".join(bench.sid_texts[item] for item in lists[0][:3]) in first
-        assert f"Agree {len({*lists[0]} & {*lists[2]})}." in env.reason()
-        assert f"Agree {len({*lists[1]} & {*lists[2]})}." in env.rank()
+        before = lists[0]  # the prompt showed retrieve's
+        env = worlds.env_at(bench, row)
+        for tool, found in [("reason", lists[2]), ("rank", lists[1]), ("retrieve", lists[0])]:
+            text = getattr(env, tool)()
+            p = TOOLS.index(tool)
+            digit = int((bench.cache.edges_P9[p] < bench.cache.margin_PE[p, row]).sum())
+            popular = min(9, int(10 * bench.popularity_N[found].mean())) if found else 0
+            names = Counter(name for item in found for name in bench.categories[item])
+            liked = sorted(names, key=lambda name: (-names[name], name))[:2]
+            sids = "".join(bench.sid_texts[item] for item in found[:3])
+            agree = len({*found} & {*before})
+            assert text == f"Margin {digit}. Popular {popular}. Agree {agree}. Top {sids} {', '.join(liked)}"
+            before = found
+
+
+def test_the_prompt_shows_what_retrieve_found(worlds, bench):
+    for row in range(len(bench)):
+        shown = worlds.env_at(bench, row).retrieve()
+        (message,) = bench.prompt(row)
+        without_agreement = re.sub(r" Agree [0-9]+\.", "", shown)
+        assert message["role"] == "user" and message["content"].endswith(f"Found: {without_agreement}")
+
+
+def test_popularity_is_the_share_of_events_on_less_popular_items():
+    rng = np.random.default_rng(0)
+    histories = [rng.zipf(1.5, 12).clip(1, 30).tolist() for _ in range(20)]
+    found = popularity(Sequences.from_lists(histories), 35)
+    counts = Counter(item for history in histories for item in history)
+    total = sum(counts.values())
+    for item in range(35):
+        less = sum(count for count in counts.values() if count < counts[item])
+        assert found[item] == pytest.approx(less / total)
+    assert found.min() == 0 and found.max() < 1
 
 
 @pytest.fixture
@@ -224,8 +257,6 @@ def saved(tmp_path, worlds):
     (tmp_path / "dataset.json").write_text(json.dumps(split))
     codes_NL = np.stack([np.arange(items) % 12, np.arange(items) // 12], axis=1)
     SidTable(codes_NL, (12, 12)).save(tmp_path)
-    from recllm.data.splits import load_split
-
     frames = []
     for role in ROLES:
         examples = examples_of(load_split(tmp_path), role)
@@ -248,9 +279,9 @@ def test_a_bench_from_disk_speaks_no_title(saved, worlds):
             env.reset(row=row)
             spoken = [env.retrieve(50), env.rank(50, 50), env.reason(50), *(m["content"] for m in bench.prompt(row))]
             assert not any("Qzyx" in text or "<|im" in text for text in spoken)
-            target = bench.sid_texts[env.episode.target]
-            seen = {bench.sid_texts[item] for item in bench.examples.history(row)}
-            assert target in seen or target not in spoken[-1]  # the target is not part of its own prompt
+            history = [bench.sid_texts[item] for item in bench.examples.history(row)]
+            recent = spoken[-1].split("Recent ")[1].split(" Found:")[0]
+            assert recent == "".join(history[-8:])  # and not the target
     ranks_PE = bench.cache.rank_PE
     assert np.array_equal(bench.cache.ndcg_PE, np.stack([ndcg_at_k(rank_E, 10) for rank_E in ranks_PE]))
 

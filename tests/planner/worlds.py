@@ -1,4 +1,4 @@
-"""Small planner worlds made in code: cached tool answers, benches on them, and episodes played by TRL's own tool loop."""
+"""Small planner worlds made in code: cached tool answers, benches on them, episodes played by TRL's own tool loop."""
 
 from __future__ import annotations
 
@@ -43,10 +43,7 @@ def make_cache(items_PEK, targets_E, cost_PE=None, margin_PE=None) -> ToolCache:
 
 
 def lists_with(rank_PE, targets_E) -> np.ndarray:
-    """Lists of 50 that hold each target at the rank asked for (none from 50 on); rank re-orders retrieve's items.
-
-    Where only one of retrieve and rank is to hold the target, rank's list is free of the retriever's.
-    """
+    """Lists of 50 that hold each target at the rank asked for (none from 50 on)."""
     rank_PE = np.asarray(rank_PE)
     items_PEK = np.zeros((*rank_PE.shape, DEPTH), dtype=np.int32)
     for e, target in enumerate(targets_E):
@@ -78,7 +75,8 @@ def random_cache(seed: int, examples: int = 60) -> ToolCache:
         near = near[: DEPTH if rng.random() < 0.8 else 7]
         far = rng.permutation(ITEMS)[: int(rng.integers(0, DEPTH + 1))]
         if rng.random() < 0.4:
-            far = np.insert(far[far != target], int(rng.integers(0, min(12, len(far) + 1))), target)[:DEPTH]
+            far = far[far != target][: DEPTH - 1]
+            far = np.insert(far, int(rng.integers(0, min(12, len(far) + 1))), target)
         for p, found in enumerate((near, rng.permutation(near), far)):
             items_PEK[p, e, : len(found)] = found
     cost_PE = np.sort(rng.integers(10**5, 10**8, (3, examples)), axis=0) + np.arange(3)[:, None]

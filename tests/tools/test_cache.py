@@ -17,22 +17,22 @@ def world(seed: int = 0, routing_items: int = 2, users: int = 60):
     return make_split(Sequences.from_lists(histories), "roles", routing_items)
 
 
-def random_answer(examples, seed: int) -> ToolAnswer:
-    """Lists of `DEPTH` items, some of them short."""
+def random_answer(examples, seed: int, short: float = 0.2) -> ToolAnswer:
+    """Lists of `DEPTH` items, a share of them cut after 7."""
     rng = np.random.default_rng(seed)
     count = len(examples)
     items_EK = np.stack([rng.permutation(ITEMS)[:DEPTH] for _ in range(count)]).astype(np.int32)
     scores_EK = -np.sort(-rng.normal(size=(count, DEPTH)), axis=1).astype(np.float32)
-    short_E = rng.random(count) < 0.2
+    short_E = rng.random(count) < short
     items_EK[short_E, 7:], scores_EK[short_E, 7:] = -1, -np.inf
     return ToolAnswer(items_EK, scores_EK, rng.integers(1, 2**40, size=count))
 
 
-def make_cache(folder, split) -> dict[tuple[str, str], ToolAnswer]:
+def make_cache(folder, split, short: float = 0.2) -> dict[tuple[str, str], ToolAnswer]:
     answers = {}
     for role in ROLES:
         for tool in TOOL_NAMES:
-            answers[role, tool] = random_answer(examples_of(split, role), seed=len(answers))
+            answers[role, tool] = random_answer(examples_of(split, role), len(answers), short)
     frames = [cache_frame(role, tool, examples_of(split, role), answer) for (role, tool), answer in answers.items()]
     # The order of rows in the file is not part of the contract.
     pl.concat(frames).sample(fraction=1.0, shuffle=True, seed=0).write_parquet(folder / FILE)
@@ -104,20 +104,13 @@ def test_a_cache_of_other_examples_is_refused(tmp_path):
     """As many rows, but of other users' events: a cache that was made from another split."""
     split = world()
     make_cache(tmp_path, split)
-    sequences = split.sequences
-    longer = Sequences.from_lists([[*sequences.items(user).tolist(), user] for user in range(len(sequences))])
-    other = make_split(longer, "roles", 2)
-    keep = other.validation.user_E
-    if len(other.validation) != len(split.validation):
-        longer = Sequences.from_lists(
-            [
-                [*sequences.items(user).tolist(), *([user] if user in split.validation.user_E else [])]
-                for user in range(len(sequences))
-            ]
-        )
-        other = make_split(longer, "roles", 2)
-        keep = other.validation.user_E
-    assert keep.tolist() == split.validation.user_E.tolist()
+    sequences, examples = split.sequences, split.validation
+    # The users that are split get one event more, so that every target moves by one place.
+    later = np.isin(np.arange(len(sequences)), examples.user_E)
+    histories = [sequences.items(user).tolist() + [0] * int(later[user]) for user in range(len(sequences))]
+    other = make_split(Sequences.from_lists(histories), "roles", 2)
+    np.testing.assert_array_equal(other.validation.user_E, examples.user_E)
+    assert (other.validation.position_E == examples.position_E + 1).all()
     with pytest.raises(ValueError, match="split"):
         ToolCache.load(tmp_path, "validation", other)
 
@@ -129,7 +122,7 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 def test_margin_digits_are_the_deciles_of_half_a(tmp_path):
     split = world(users=300)
-    answers = make_cache(tmp_path, split)
+    answers = make_cache(tmp_path, split, short=0.0)
     cache, calibration = ToolCache.load(tmp_path, "test", split), ToolCache.load(tmp_path, "calibration", split)
     for tool, name in enumerate(TOOL_NAMES):
         digits = [cache.margin_digit(tool, row) for row in range(len(cache))]
@@ -145,15 +138,17 @@ def test_margin_digits_are_the_deciles_of_half_a(tmp_path):
 
 
 def test_margins_by_hand():
-    scores_EK = np.full((4, 12), -np.inf, dtype=np.float32)
+    scores_EK = np.full((3, 12), -np.inf, dtype=np.float32)
     scores_EK[0] = np.arange(12, 0, -1)
     scores_EK[1, :3] = [5.0, 4.0, 1.0]
     scores_EK[2, :10] = 2.0
-    answer = ToolAnswer(np.zeros((4, 12), dtype=np.int32), scores_EK, np.zeros(4, dtype=np.int64))
+    answer = ToolAnswer(np.zeros((3, 12), dtype=np.int32), scores_EK, np.zeros(3, dtype=np.int64))
     assert answer.margin_E.dtype == np.float32
     # First minus tenth; a list of three stands out by 20; a level list not at all.
-    assert answer.margin_E[:3].tolist() == [9.0, 20.0, 0.0]
-    short = ToolAnswer(np.zeros((1, 4), dtype=np.int32), np.array([[4.0, 3.0, 2.0, 0.5]], dtype=np.float32), np.zeros(1))
+    assert answer.margin_E.tolist() == [9.0, 20.0, 0.0]
+    short = ToolAnswer(
+        np.zeros((1, 4), dtype=np.int32), np.array([[4.0, 3.0, 2.0, 0.5]], dtype=np.float32), np.zeros(1)
+    )
     assert short.margin_E.tolist() == [3.5], "a list shorter than ten is measured to its end"
 
 

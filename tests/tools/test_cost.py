@@ -34,10 +34,7 @@ def test_wide_heads_cost_what_they_multiply():
     """Qwen3-0.6B has 16 heads of 128 in a width of 1024: its attention multiplies 2048 numbers a token, not 1024."""
     narrow = LMCost.of(Qwen3ForCausalLM(Qwen3Config(head_dim=4, **SHAPE)))
     wide = LMCost.of(Qwen3ForCausalLM(Qwen3Config(head_dim=16, **SHAPE)))
-    per_key = [
-        cost.decode(1, 101) - cost.decode(1, 100)
-        for cost in (narrow, wide)
-    ]
+    per_key = [cost.decode(1, 101) - cost.decode(1, 100) for cost in (narrow, wide)]
     # Two layers, two heads: query times key and weight times value, a multiply and an add each.
     assert per_key == [2 * 2 * 4 * 4, 2 * 2 * 4 * 16]
 
