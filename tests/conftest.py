@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUARD = ROOT / "tests" / "guard"
 
 # Libraries read these at import, so they are set before any test module is collected; child processes inherit them.
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "2"  # timings and rounding stay alike everywhere
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "2")  # timings and rounding stay alike everywhere
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive a fork
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def fit(
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    best, best_epoch, best_state = -1.0, -1, copy.deepcopy(model.state_dict())
+    best, best_epoch, best_state = -math.inf, -1, copy.deepcopy(model.state_dict())
     began = time.monotonic()
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with bar:
@@ -130,6 +131,8 @@ def score_batches(
     model: Backbone, examples: Examples, batch_size: int = 256
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield (rows of `examples`, `scores_BN`) in batches of like history length."""
+    if not len(examples):
+        return
     device = next(model.parameters()).device
     order_E = np.argsort(examples.lengths_E, kind="stable")
     histories_ET = torch.from_numpy(examples.padded_histories(model.max_len))

@@ -68,7 +68,9 @@ def beam_items(
             use_cache=True,
         ).last_hidden_state
     dead_BK = live.score_BK == float("-inf")
-    return trie.items_V[live.node_BK].masked_fill(dead_BK, -1), live.score_BK
+    items_BK, short = trie.items_V[live.node_BK].masked_fill(dead_BK, -1), beams - dead_BK.shape[1]
+    pad = torch.nn.functional.pad
+    return pad(items_BK, (0, short), value=-1), pad(live.score_BK, (0, short), value=float("-inf"))
 
 
 def _extend(trie: SidTrie, logit_BKA: torch.Tensor, live: Beams, beams: int) -> Beams:

@@ -40,7 +40,8 @@ def rationale_rows(
     for user_row in range(len(fold)):
         items = fold.items(user_row)
         # The last positions come first: every user keeps the row nearest to what will be asked.
-        for position in range(len(items) - 1 - int(rng.integers(stride)), 0, -stride):
+        offset = int(rng.integers(min(stride, max(len(items) - 1, 1))))
+        for position in range(len(items) - 1 - offset, 0, -stride):
             history = items[max(0, position - REASONER_HISTORY) : position]
             wanted = top_categories([catalog.categories[item] for item in items[position : position + AHEAD]])
             answer = category_thought(wanted) + sid_texts[items[position]]

@@ -23,4 +23,5 @@ class ToolAnswer:
     def margin_E(self) -> np.ndarray:
         tenth = min(9, self.scores_EK.shape[1] - 1)
         scores_EK = np.where(np.isfinite(self.scores_EK), self.scores_EK, self.scores_EK[:, :1] - 20.0)
-        return (scores_EK[:, 0] - scores_EK[:, tenth]).astype(np.float32)
+        first_E, tenth_E = scores_EK[:, 0], scores_EK[:, tenth]
+        return np.subtract(first_E, tenth_E, out=np.zeros_like(first_E), where=np.isfinite(first_E)).astype(np.float32)

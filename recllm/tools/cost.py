@@ -32,7 +32,9 @@ class LMCost:
         embedding = model.get_input_embeddings().weight.numel()
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         body = sum(p.numel() for p in model.parameters()) - embedding - (0 if tied else head)
-        return cls(body, head, config.num_hidden_layers, config.hidden_size)
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(body, head, config.num_hidden_layers, heads * head_dim)
 
     def prefill(self, tokens: int) -> int:
         """A prompt of `tokens`, its head evaluated once."""

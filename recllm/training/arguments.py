@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, defau
     named = [kind for kind in dataclass_types if isinstance(kind, str)]
     dataclass_types = tuple(_trl_type(kind) if isinstance(kind, str) else kind for kind in dataclass_types)
     argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     argv = [f"--{arg[2:].replace('-', '_')}" if arg.startswith("--") and "=" not in arg else arg for arg in argv]
     parser = TrlParser(dataclass_types, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     if named:
@@ -33,13 +35,13 @@ def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, defau
     if default_config is not None and "--config" not in argv and "--help" not in argv:
         argv = ["--config", str(default_config), *argv]
     if "--config" in argv:
-        _check_config_file(parser, argv)
+        argv = _from_file(parser, argv) + argv
     known = {option for action in parser._actions for option in action.option_strings} | {"--config"}
     for arg in argv:
         name = arg.split("=")[0]
         if name.startswith("--") and name not in known:
             parser.error(_unknown(name, known, "the command line"))
-    return parser.parse_args_and_config(args=argv)
+    return parser.parse_args_into_dataclasses(args=argv)
 
 
 def hardware_defaults(known: set[str]) -> dict[str, Any]:
@@ -61,13 +63,15 @@ def _trl_type(name: str) -> type:
     return getattr(trl, name)
 
 
-def _check_config_file(parser: Any, argv: list[str]) -> None:
+def _from_file(parser: Any, argv: list[str]) -> list[str]:
+    """Take `--config path` out of `argv`; its values as words of a command line, so that both are checked alike."""
     import yaml
 
-    index = argv.index("--config") + 1
-    if index >= len(argv):
+    index = argv.index("--config")
+    if index + 1 >= len(argv):
         parser.error("--config needs the path of a YAML file")
-    path = Path(argv[index])
+    path = Path(argv[index + 1])
+    del argv[index : index + 2]
     if not path.is_file():
         parser.error(f"--config {path}: no such file")
     try:
@@ -76,10 +80,22 @@ def _check_config_file(parser: Any, argv: list[str]) -> None:
         parser.error(f"{path} is not valid YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold a mapping of keys to values")
-    known = {action.dest for action in parser._actions}
-    for key in values:
+    known = {action.dest: action for action in parser._actions}
+    words = []
+    for key, value in values.items():
         if key not in known:
-            parser.error(_unknown(key, known, str(path)))
+            parser.error(_unknown(str(key), set(known), str(path)))
+        if value is None or value == []:  # no words say it
+            known[key].default, known[key].required = value, False
+        elif isinstance(value, list):
+            words += [f"--{key}", *map(_word, value)]
+        else:
+            words.append(f"--{key}={_word(value)}")
+    return words
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
 def _unknown(name: str, known: set[str], where: str) -> str:

@@ -23,9 +23,10 @@ def schedule(rows: Dataset, steps: int, prompts_per_step: int, seed: int) -> Dat
     only on the same prompts. Between them the rest come in random order, again and again.
     """
     slots, tenth = steps * prompts_per_step, max(1, steps // 10) * prompts_per_step
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(rows))
-    first, rest = order[:tenth], order[tenth:] if len(order) > tenth else order
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {steps}: the schedule lays out every step's prompts")
+    first, rest = np.resize(order, tenth), order[tenth:] if len(order) > tenth else order
     middle = np.resize(rest, max(0, slots - 2 * len(first)))
     return rows.select(np.concatenate([first, middle, first])[:slots])
 

@@ -10,6 +10,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
+from recllm.provenance import read_json
 from recllm.sid.vocabulary import TABLE_FOLDER
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ def remove_checkpoints(folder: str | Path) -> None:
 
 def newest_checkpoint(folder: str | Path) -> str | None:
     """The newest checkpoint that was written to its end, or None. The trainer state is what is written last."""
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    complete = [path for path in found if (path / "trainer_state.json").is_file()]
-    return str(complete[-1]) if complete else None
+    named = {path.name.rsplit("-", 1)[1]: path for path in Path(folder).glob("checkpoint-*")}
+    for step in sorted((step for step in named if step.isdecimal()), key=int, reverse=True):
+        try:
+            read_json(named[step] / "trainer_state.json")
+        except ValueError:
+            continue  # torn: the file is missing, or was cut off itself
+        return str(named[step])
+    return None

@@ -30,7 +30,8 @@ def raw(tmp_path_factory):
         films = [(start + 3 * step + int(rng.integers(3))) % ITEMS + 1 for step in range(40)]
         films = list(dict.fromkeys(films))[: 14 + user % 12]
         events += [f"{user}\t{film}\t4\t{1000 * user + 60 * place}" for place, film in enumerate(films)]
-    items = [f"{i}\tFilm number {i} of {genres[i % 5]}\t1990\t{genres[i % 5]} {genres[i % 3]}" for i in range(1, ITEMS + 1)]
+    titles = [f"Film number {i} of {genres[i % 5]}" for i in range(1, ITEMS + 1)]
+    items = [f"{i}\t{title}\t1990\t{genres[i % 5]} {genres[i % 3]}" for i, title in enumerate(titles, start=1)]
     folder = tmp_path_factory.mktemp("raw")
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     (folder / "ml-100k.inter").write_text(head + "\n".join(events) + "\n")
@@ -133,7 +134,8 @@ def test_the_planner_reports_every_router(outputs):
 
 def test_the_planner_is_delivered_whole(outputs):
     folder = outputs / "grpo_planner"
-    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "rewards.png", "frontier.png"):
+    pictures = ("rewards.png", "frontier.png")
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", *pictures):
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "sid_table").is_dir()
     assert not list(folder.glob("checkpoint-*"))
