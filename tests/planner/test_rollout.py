@@ -61,7 +61,7 @@ def speaking(model, tokenizer, bench, monkeypatch):
 
 def outcome(rollout):
     episode = rollout.env.episode
-    calls = [(tool, items.tolist(), cost) for tool, items, cost in episode.calls]
+    calls = [(tool, items.tolist(), *rest) for tool, items, *rest in episode.calls]
     return episode.row, calls, episode.invalid, episode.redundant, rollout.messages, rollout.own_cost, rollout.faults
 
 
@@ -152,7 +152,7 @@ def test_faults_are_counted(worlds, tokenizer, bench, speaking):
         2: ([bad_argument, good], 1, "rank"),
         3: ([unknown], 1, ""),
         4: (["<tool_call>{"], 1, ""),
-        5: ([bad_argument + unknown + "<tool_call>", "</tool_call>"], 4, ""),
+        5: ([bad_argument + unknown, "</tool_call>", good], 3, ""),  # a turn without a call ends the episode
         6: ([worlds.call("reset", '{"row": 0}')], 1, ""),
         7: ([worlds.call("rank", '{"depth": 3}'), worlds.call("_call", "{}")], 2, ""),
         8: ([good] * 9, 0, "rank"),

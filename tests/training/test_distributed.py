@@ -31,14 +31,14 @@ needs_deepspeed = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Folder with `model` (two layers, 32 wide) and `chats` (16 rows of different lengths)."""
+    """Folder with `model` (two layers, 320 wide) and `chats` (16 rows of different lengths)."""
     from datasets import Dataset
 
     from recllm.training.chat import set_chat_template
     from recllm.training.tiny_lm import build_model, train_tokenizer
 
     folder = tmp_path_factory.mktemp("inputs")
-    words = "drama comedy action horror war western musical crime".split()
+    words = ["drama", "comedy", "action", "horror", "war", "western", "musical", "crime"]
     asked = [" ".join(["saw", *words[start:], *words[:start]][: 3 + start]) for start in range(8)]
     chats = [
         [{"role": "user", "content": text}, {"role": "assistant", "content": " ".join(["wants", *words[row % 5 :]])}]
@@ -46,9 +46,9 @@ def inputs(tmp_path_factory):
     ]
     tokenizer = train_tokenizer([message["content"] for chat in chats for message in chat], vocab_size=300)
     set_chat_template(tokenizer, "lean")
-    build_model(tokenizer, hidden_size=32, num_layers=2, num_heads=2, max_length=128, seed=0).save_pretrained(
-        folder / "model"
-    )
+    # ZeRO-3 leaves tensors of fewer than 100,000 numbers whole; at this width only the norms stay below.
+    model = build_model(tokenizer, hidden_size=320, num_layers=2, num_heads=2, max_length=128, seed=0)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     Dataset.from_list([{"messages": chat} for chat in chats]).save_to_disk(folder / "chats")
     return folder
@@ -154,7 +154,7 @@ def test_two_gloo_ranks_equal_one_process_with_twice_the_batch(inputs, plain, tm
 def test_zero_in_one_process_equals_the_plain_run(stage, inputs, plain, tmp_path):
     noted = launch(accelerate(f"zero{stage}.yaml", 1), inputs, tmp_path / "outputs", 1, {"full": [], "lora": LORA})
     for job, (note,) in noted.items():
-        assert (note["kind"], note["stage"]) == ("DEEPSPEED", stage)
+        assert (note["kind"], note["stage"], note["sliced"]) == ("DEEPSPEED", stage, stage == 3)
         check_equal(tmp_path / "outputs", plain, job)
 
 
@@ -182,7 +182,8 @@ def child(outputs: Path) -> None:
         accelerator = self.accelerator
         told["kind"] = accelerator.distributed_type.value
         told["ranks"] = accelerator.num_processes
-        told["sliced"] = any(type(p).__name__ == "DTensor" for p in self.model.parameters())
+        # FSDP2's slices are DTensors, those of ZeRO-3 leave an empty tensor behind.
+        told["sliced"] = any(type(p).__name__ == "DTensor" or not p.numel() for p in self.model.parameters())
         plugin = accelerator.state.deepspeed_plugin if told["kind"] == "DEEPSPEED" else None
         told["stage"] = self.model_wrapped.zero_optimization_stage() if plugin else None
         return outcome
