@@ -186,7 +186,7 @@ def _disown_checkpoints(folder: Path, request: dict[str, Any]) -> None:
         earlier = None
     if earlier != request:
         for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another rank may be at it, too
         write_json(path, request)
 
 

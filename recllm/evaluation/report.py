@@ -30,7 +30,7 @@ def router_table(metrics: Mapping[str, Any]) -> Table:
             f"{values['cost'] / _MEGA:,.1f}",
             *(f"{values['share_' + tool]:.0%}" for tool in TOOLS),
             f"{values['oracle_agreement']:.1%}",
-            f"{values['decisive_agreement']:.1%}",
+            "-" if values["decisive_agreement"] is None else f"{values['decisive_agreement']:.1%}",
         )
     return table
 
@@ -42,9 +42,12 @@ def print_routers(metrics: Mapping[str, Any]) -> None:
     console.print(router_table(metrics))
     console.print(f"headroom (oracle - best fixed tool): {_interval(metrics, 'headroom')}")
     if "planner/own_cost" in metrics:
+        best = max(
+            (name for name in ROUTERS if name.startswith("always_")), key=lambda name: metrics[f"{name}/ndcg@10"]
+        )
         console.print(
             f"planner's own cost {metrics['planner/own_cost'] / _MEGA:,.1f} MFLOPs, with tools "
-            f"{metrics['planner/total_cost'] / _MEGA:,.1f}; over the line retrieve - {metrics['planner/best_fixed']} "
+            f"{metrics['planner/total_cost'] / _MEGA:,.1f}; over the line retrieve - {best} "
             f"by {metrics['planner/above_line']:+.4f} NDCG@10; over random mixing "
             f"{_interval(metrics, 'planner/over_random_mix')}"
         )
@@ -59,7 +62,8 @@ def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
         if f"{router}/cost" not in metrics:
             continue
         x, y = metrics[f"{router}/cost"] / _MEGA, metrics[f"{router}/ndcg@10"]
-        spread = [[y - metrics[f"{router}/ndcg@10_lo"]], [metrics[f"{router}/ndcg@10_hi"] - y]]
+        ends = (y - metrics[f"{router}/ndcg@10_lo"], metrics[f"{router}/ndcg@10_hi"] - y)
+        spread = [[max(0.0, end)] for end in ends]  # rounding may put an end past the mean
         marker = {"planner": "*", "oracle": "^"}.get(router, "o")
         axes.errorbar(
             x, y, yerr=spread, fmt=marker, markersize=14 if router == "planner" else 7, capsize=3, label=router

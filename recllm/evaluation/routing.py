@@ -6,7 +6,7 @@ All are graded on the same examples, over the whole catalogue, with bootstrap 95
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class MarginRouter:
         """The threshold and pair of tools with the best NDCG@10 - cost_weight x cost share on these examples."""
         margin_E = cache.margin_PE[TOOLS.index("retrieve")]
         slow_E = cache.cost_PE[TOOLS.index("reason")]
-        value_PE = cache.ndcg_PE - cost_weight * cache.cost_PE / slow_E
+        value_PE = cache.ndcg_PE - cost_weight * _after_retrieval(cache) / slow_E
         best = None
         for threshold in np.quantile(margin_E, np.arange(0, 1.0, 0.05)):
             below_E = margin_E < threshold
@@ -98,7 +98,15 @@ class MarginRouter:
 
     def route(self, cache: ToolCache) -> Routed:
         margin_E = cache.margin_PE[TOOLS.index("retrieve")]
-        return by_tool(cache, np.where(margin_E < self.threshold, self.low, self.high))
+        routed = by_tool(cache, np.where(margin_E < self.threshold, self.low, self.high))
+        return replace(routed, cost_E=(routed.share_PE * _after_retrieval(cache)).sum(0))
+
+
+def _after_retrieval(cache: ToolCache) -> np.ndarray:
+    """Cost of each tool for who has looked at the retrieval first, `cost_PE`: reason does not include it."""
+    cost_PE = cache.cost_PE.astype(float)
+    cost_PE[TOOLS.index("reason")] += cost_PE[TOOLS.index("retrieve")]
+    return cost_PE
 
 
 def routers(cache: ToolCache, margin: MarginRouter) -> dict[str, Routed]:
@@ -146,7 +154,6 @@ def _planner_extras(found: Mapping[str, Routed], rollouts: list[Rollout]) -> dic
         "planner/own_cost": own,
         "planner/total_cost": own + float(planner.cost_E.mean()),
         "planner/faulty_share": float(np.mean([rollout.faults > 0 for rollout in rollouts])),
-        "planner/best_fixed": best,
         "planner/line_ndcg": line,
         "planner/above_line": float(planner.ndcg_E.mean()) - line,
         **flat("planner/over_best_fixed", paired_interval(planner.ndcg_E, found[best].ndcg_E)),

@@ -21,13 +21,17 @@ LIMIT_TEXT = "No calls left. Answer now."
 
 @dataclass
 class Episode:
-    """What happened so far: valid calls as (tool, items, cost), and the faults."""
+    """What happened so far: valid calls as (tool, items, cost), and the faults.
+
+    `ranked` is all that the last call put in order, of which its items are the first.
+    """
 
     row: int
     target: int
     calls: list[tuple[str, np.ndarray, int]] = field(default_factory=list)
     invalid: int = 0
     redundant: int = 0
+    ranked: np.ndarray | None = None
 
     @property
     def tool(self) -> str | None:
@@ -87,7 +91,8 @@ class PlannerEnv:
             return LIMIT_TEXT
         episode.redundant += any(name == tool for name, _, _ in episode.calls)
         before = episode.calls[-1][1] if episode.calls else self._bench.items("retrieve", episode.row, 10)
-        items = self._bench.items(tool, episode.row, count, m)
+        episode.ranked = self._bench.items(tool, episode.row, DEPTH, m)
+        items = episode.ranked[:count]
         episode.calls.append((tool, items, self._bench.cost(tool, episode.row, m)))
         return self._bench.result(tool, episode.row, items, before)
 
@@ -102,6 +107,13 @@ def answer_rank(env: PlannerEnv) -> float:
     """Rank of the target in the answer (0 is first), infinite where it is absent."""
     items = answer_items(env)
     return float(rank_in_list(items[None], np.array([env.episode.target]))[0]) if len(items) else float("inf")
+
+
+def ranked_place(env: PlannerEnv) -> float:
+    """Place of the target among all that the answering tool put in order (0 is first), infinite where it is absent."""
+    episode = env.episode
+    ranked = env._bench.items("retrieve", episode.row) if episode.ranked is None else episode.ranked
+    return float(rank_in_list(ranked[None], np.array([episode.target]))[0]) if len(ranked) else float("inf")
 
 
 def answer_ndcg(env: PlannerEnv) -> float:

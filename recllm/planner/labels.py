@@ -46,11 +46,13 @@ def decisive(cache: ToolCache) -> np.ndarray:
 
 
 def choose_rows(cache: ToolCache, rng: np.random.Generator, decisive_share: float = 0.5) -> np.ndarray:
-    """Rows in random order: all decisive ones, and as many others as leave those their `decisive_share` (0..1]."""
+    """Rows in random order: all decisive ones, and as many others as leave those their `decisive_share`."""
+    if not 0 < decisive_share <= 1:
+        raise ValueError(f"decisive_share must be above 0 and at most 1, got {decisive_share}")
     decisive_E = decisive(cache)
     chosen, others = np.flatnonzero(decisive_E), np.flatnonzero(~decisive_E)
-    room = int(len(chosen) * (1 - decisive_share) / max(decisive_share, 1e-9))
-    return rng.permutation(np.concatenate([chosen, rng.permutation(others)[:room]]))
+    others = rng.permutation(others)[: int(len(chosen) * (1 - decisive_share) / decisive_share)]
+    return rng.permutation(np.concatenate([chosen, others]))
 
 
 def trace(bench: Bench, row: int, tool: str) -> list[dict]:

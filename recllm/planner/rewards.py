@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recllm.planner.env import PlannerEnv, answer_ndcg, tools_cost
+from recllm.planner.env import PlannerEnv, answer_ndcg, ranked_place, tools_cost
 from recllm.planner.labels import dense_value
-from recllm.planner.texts import TOOLS
 
 
 def quality(environments: Sequence[PlannerEnv], **columns: Any) -> list[float]:
@@ -24,11 +23,7 @@ def dense(environments: Sequence[PlannerEnv], **columns: Any) -> list[float]:
 
     NDCG is zero for nine users in ten; this term tells a near miss from a far one.
     """
-    values = []
-    for env in environments:
-        tool = env.episode.tool or "retrieve"
-        values.append(float(dense_value(env._bench.cache.rank_PE[TOOLS.index(tool), env.episode.row])))
-    return values
+    return [float(dense_value(ranked_place(env))) for env in environments]
 
 
 def cost(environments: Sequence[PlannerEnv], **columns: Any) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def _play_batch(model, tokenizer, bench: Bench, rows: np.ndarray, max_turn_token
         still = []
         for i, text, prompt_length, tokens in zip(live, texts, prompt_lengths, written, strict=True):
             # The cache keeps what was read before; a turn pays for what is new.
-            own[i] += cost.decode(prompt_length - context[i], context[i]) if context[i] else cost.prefill(prompt_length)
+            own[i] += cost.read(prompt_length - context[i], context[i]) if context[i] else cost.prefill(prompt_length)
             own[i] += cost.decode(tokens, prompt_length)
             context[i] = prompt_length + tokens
             chats[i].append({"role": "assistant", "content": text})
@@ -83,11 +83,16 @@ def _act(env: PlannerEnv, text: str) -> tuple[list[dict], int]:
         try:
             if name not in TOOLS:
                 raise ValueError(f"Tool {name} not found.")
-            content = getattr(env, name)(**arguments)
+            content = getattr(env, name)(**{key: _number(value) for key, value in arguments.items()})
         except (TypeError, ValueError) as error:  # what TRL's loop answers to a faulty call
             content, faults = str({"error": str(error)}), faults + 1
         results.append({"role": "tool", "name": name, "content": content})
     return results, faults
+
+
+def _number(value: Any) -> Any:
+    # TRL types arguments by the tool's schema, and every argument of these tools is a whole number.
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
             "row": np.arange(len(examples), dtype=np.int32),
             "user": examples.sequences.user_ids_U[examples.user_E],
             "position": examples.position_E,
+            "target": examples.targets_E,
             "tool": [tool] * len(examples),
             "items": answer.items_EK.tolist(),
             "scores": answer.scores_EK.tolist(),
@@ -77,8 +78,9 @@ class ToolCache:
             rows = frame.filter((pl.col("role") == role) & (pl.col("tool") == tool)).sort("row")
             if rows["row"].to_list() != list(range(len(examples))):
                 raise ValueError(f"{path}: {len(rows)} rows for {tool} on {role}, the split has {len(examples)}")
-            same = np.array_equal(rows["user"], examples.sequences.user_ids_U[examples.user_E])
-            if not (same and np.array_equal(rows["position"], examples.position_E)):
+            known = {"user": examples.sequences.user_ids_U[examples.user_E], "position": examples.position_E}
+            known["target"] = examples.targets_E
+            if not all(np.array_equal(rows[column], values) for column, values in known.items()):
                 raise ValueError(f"{path}: the rows for {tool} on {role} are of another split; build the cache again")
             parts.append(rows)
             calibration = frame.filter((pl.col("role") == "calibration") & (pl.col("tool") == tool))[

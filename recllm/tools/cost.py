@@ -40,6 +40,10 @@ class LMCost:
         """A prompt of `tokens`, its head evaluated once."""
         return 2 * self.matmul_parameters * tokens + 2 * self.head_parameters + self._attention(tokens, tokens)
 
+    def read(self, tokens: int, context: int) -> int:
+        """`tokens` more tokens of input after a context of `context`, the head evaluated once at their end."""
+        return self.decode(tokens, context) - 2 * self.head_parameters * max(0, tokens - 1)
+
     def decode(self, tokens: int, context: int) -> int:
         """`tokens` more tokens after a context of `context`, one by one with a cache, the head each time."""
         attended = tokens * context + tokens * (tokens + 1) // 2

@@ -11,7 +11,7 @@ from recllm.evaluation.report import plot_frontier, plot_rewards
 from recllm.pipeline import ensure_inputs, load_pipeline
 from recllm.provenance import RunRecord
 from recllm.training.grpo import reward_curve
-from recllm.training.save import deliver, merged, newest_checkpoint, remove_checkpoints
+from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
@@ -42,9 +42,9 @@ def train_planner(
     Only the main process delivers; the others return no metrics.
     """
     outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
-    if not trainer.accelerator.is_main_process:
+    model = whole(trainer)
+    if model is None:
         return {}
-    model = merged(trainer.accelerator.unwrap_model(trainer.model))
     tokenizer = trainer.processing_class
     deliver(model, tokenizer, record.folder, str(inputs["model_name_or_path"]))
     metrics = evaluate_planner(model, tokenizer, inputs, cost_weight)

@@ -71,8 +71,9 @@ def test_what_is_printed_holds_table_headroom_costs_and_reward(metrics, capsys):
     flat = " ".join(out.split())
     for name in ("headroom", "planner/over_random_mix"):
         assert span(metrics, name) in flat
+    best = max((name for name in ROUTERS if name.startswith("always_")), key=lambda name: metrics[f"{name}/ndcg@10"])
     assert "own cost 2.3 MFLOPs" in flat and f"with tools {metrics['planner/total_cost'] / 1e6:.1f}" in flat
-    assert f"retrieve - {metrics['planner/best_fixed']} by {metrics['planner/above_line']:+.4f}" in flat
+    assert f"retrieve - {best} by {metrics['planner/above_line']:+.4f}" in flat
     assert "reward 0.1234 -> 0.2345" in flat
 
 
@@ -81,7 +82,6 @@ def test_numbers_in_brackets_are_not_markup(metrics, capsys):
     assert "-0.5000 [-1.0000, -0.2500]" in capsys.readouterr().out
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="the table formats a missing agreement as a number")
 def test_a_run_without_decisive_users_is_printed(metrics):
     none = {key: None if key.endswith("decisive_agreement") else value for key, value in metrics.items()}
     assert "always_rank" in rendered(none)
@@ -112,12 +112,11 @@ def test_rewards_are_drawn(tmp_path):
     plot_rewards([{"reward": 0.5}], tmp_path / "one.png")
     plot_rewards([], tmp_path / "none.png")
     assert colours(tmp_path / "rewards.png") > colours(tmp_path / "none.png") + 100
-    plot_rewards([{"reward": float(step % 2)} for step in range(50)], tmp_path / "zigzag.png")
+    plot_rewards([{"reward": float(step % 5)} for step in range(50)], tmp_path / "zigzag.png")  # its mean of 5 is flat
     assert colours(tmp_path / "zigzag.png") > 2 * colours(tmp_path / "rewards.png")  # every step, not the mean alone
     assert picture(tmp_path / "one.png").min() < 100  # axes at least
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="an interval's end may pass the mean by a rounding error")
 def test_equal_values_are_drawn_too(worlds, tmp_path):
     for examples in range(9, 15):  # every user's target stands at the same place
         cache = worlds.planted(np.full((3, examples), 2 + examples % 7))

@@ -296,7 +296,6 @@ def test_a_cache_that_lacks_rows_is_refused(saved):
     Bench.load(saved, saved, saved, "validation")
 
 
-@pytest.mark.xfail(strict=True, reason="the cache stores neither user nor target, so another split goes unnoticed")
 def test_a_cache_of_another_data_set_of_the_same_size_is_refused(saved):
     events = pl.read_parquet(saved / "interactions.parquet")
     events.with_columns((pl.col("item_id") + 1) % 130).with_columns(pl.col("item_id").cast(pl.Int32)).write_parquet(

@@ -110,13 +110,12 @@ def test_chosen_rows_are_decisive_enough_and_different(worlds, share, seed):
     assert rows.tolist() != sorted(rows.tolist())
 
 
-def test_a_share_of_none_takes_every_row(worlds):
+def test_a_small_share_takes_every_row(worlds):
     cache = worlds.random_cache(0)
-    assert sorted(choose_rows(cache, np.random.default_rng(0), 0.0).tolist()) == list(range(len(cache)))
+    assert sorted(choose_rows(cache, np.random.default_rng(0), 1e-6).tolist()) == list(range(len(cache)))
 
 
-@pytest.mark.xfail(strict=True, reason="a share above 1 gives a negative count, which keeps nearly all the others")
-@pytest.mark.parametrize("share", [-0.1, 1.5])
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(worlds, share):
     with pytest.raises(ValueError):
         choose_rows(worlds.random_cache(0), np.random.default_rng(0), share)

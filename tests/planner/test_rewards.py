@@ -233,9 +233,6 @@ def test_the_best_honest_plan_is_the_oracles_where_quality_decides(worlds, token
         assert max(TOOLS, key=fair.__getitem__) == tool
 
 
-@pytest.mark.xfail(
-    strict=True, reason="dense looks at the cached 50 whatever m was, so rank(m=1) is paid for rank(m=50)"
-)
 def test_the_dense_term_pays_only_for_what_was_ranked(worlds):
     bench = worlds.make_bench(worlds.random_cache(3))
     found = bench.cache.rank_PE

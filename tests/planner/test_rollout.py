@@ -124,8 +124,7 @@ def test_the_planners_own_cost_by_hand(worlds, tokenizer, bench, speaking):
             calls = plans[row]
             wrote = tokens(worlds.call(calls[turn]) + "<|im_end|>") if turn < len(calls) else done
             new = len(prompt) - read
-            # The first prompt evaluates the head once. Later tool answers are priced as decoded tokens.
-            cost += 2 * body * new + 2 * head * (new if turn else 1) + attention(read, new)
+            cost += 2 * body * new + 2 * head + attention(read, new)  # the head is evaluated once a turn's input
             cost += 2 * (body + head) * wrote + 4 * LAYERS * WIDTH * (wrote * len(prompt) + wrote * (wrote + 1) // 2)
             read = len(prompt) + wrote
         assert rollout.own_cost == cost
