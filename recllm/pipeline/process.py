@@ -25,8 +25,14 @@ class StageError(RuntimeError):
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment (this process's where None) without the variables of torchrun and accelerate."""
+    """The environment (this process's where None) without the variables of torchrun and accelerate.
+
+    Both launchers also set OMP_NUM_THREADS to 1, which would leave a stage all but one core idle.
+    """
     source = os.environ if environment is None else environment
+    launched = any(name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES) for name in source)
+    if launched and source.get("OMP_NUM_THREADS") == "1":
+        source = {name: value for name, value in source.items() if name != "OMP_NUM_THREADS"}
     kept = {k: v for k, v in source.items() if k not in _LAUNCHER and not k.startswith(_LAUNCHER_PREFIXES)}
     return kept | _SET
 

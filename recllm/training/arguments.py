@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import json
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, defau
     argv = [f"--{arg[2:].replace('-', '_')}" if arg.startswith("--") and "=" not in arg else arg for arg in argv]
     parser = TrlParser(dataclass_types, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     if named:
+        use_all_cores()
         parser.set_defaults(**hardware_defaults({action.dest for action in parser._actions}))
     if default_config is not None and "--config" not in argv and "--help" not in argv:
         argv = ["--config", str(default_config), *argv]
@@ -42,6 +44,18 @@ def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, defau
         if name.startswith("--") and name not in known:
             parser.error(_unknown(name, known, "the command line"))
     return parser.parse_args_into_dataclasses(args=argv)
+
+
+def use_all_cores() -> None:
+    """Take the threads back that a launcher withholds from a single CPU process.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody said otherwise, also for the only process of a machine.
+    """
+    import torch
+
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and not torch.accelerator.is_available()
+    if alone and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def hardware_defaults(known: set[str]) -> dict[str, Any]:
