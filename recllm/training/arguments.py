@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
