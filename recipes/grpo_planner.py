@@ -38,6 +38,7 @@ class Arguments:
     cost_weight: float = field(default=0.15, metadata={"help": "Price of the slow tool, in NDCG."})
     valid_weight: float = field(default=0.1, metadata={"help": "Bonus of a valid plan."})
     invalid_weight: float = field(default=0.5, metadata={"help": "Price of an invalid plan."})
+    eval_users: int | None = field(default=None, metadata={"help": "Grade on the first so many test users; all."})
     redundant_weight: float = field(default=0.02, metadata={"help": "Price of a redundant call."})
 
 
@@ -62,7 +63,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     weights = {name.removesuffix("_weight"): value for name, value in vars(args).items() if name.endswith("_weight")}
     trainer = build_planner_trainer(prompts, bench, training_args, model_args, weights)
 
-    metrics = train_planner(trainer, record, inputs, args.cost_weight)
+    metrics = train_planner(trainer, record, inputs, args.cost_weight, args.eval_users)
 
     if trainer.is_world_process_zero():
         print_routers(metrics)

@@ -57,10 +57,16 @@ def evaluate_planner(
     inputs: Mapping[str, Path | str],
     cost_weight: float,
     role: str = "test",
+    users: int | None = None,
 ) -> dict[str, Any]:
-    """Flat metrics of the planner and its rivals on a role's targets; the margin router is fitted on validation."""
+    """Flat metrics of the planner and its rivals on a role's targets; the margin router is fitted on validation.
+
+    `users` grades on the first so many of the role's users, all routers alike; the metrics' `n` tells.
+    """
     margin = MarginRouter.fit(load_bench(inputs, "validation").cache, cost_weight)
     bench = load_bench(inputs, role)
+    if users is not None and users < len(bench):
+        bench = bench.first(users)
     began = time.monotonic()
     rollouts = play(model, tokenizer, bench, np.arange(len(bench)), label=f"planner: {role}")
     latency = (time.monotonic() - began) / len(bench)

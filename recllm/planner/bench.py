@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class Bench:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def first(self, count: int) -> Bench:
+        """The first `count` examples, for a model that is too slow for all."""
+        return replace(self, examples=self.examples.subset(np.arange(count)), cache=self.cache.first(count))
 
     def prompt(self, row: int) -> list[dict[str, str]]:
         """The chat that opens an episode. It shows what retrieve finds, so that the choice is made after a look."""

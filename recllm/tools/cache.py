@@ -98,6 +98,11 @@ class ToolCache:
     def __len__(self) -> int:
         return len(self.targets_E)
 
+    def first(self, count: int) -> ToolCache:
+        """The first `count` examples."""
+        parts = (self.items_PEK[:, :count], self.margin_PE[:, :count], self.cost_PE[:, :count])
+        return ToolCache(*parts, self.targets_E[:count], self.edges_P9)
+
     def margin_digit(self, tool: int, example: int) -> int:
         """0 (the weakest tenth on half A) to 9 (the strongest)."""
         return int(np.searchsorted(self.edges_P9[tool], self.margin_PE[tool, example]))

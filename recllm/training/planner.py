@@ -35,7 +35,7 @@ def locate_inputs(args: Any, training_args: GRPOConfig, model_args: ModelConfig)
 
 
 def train_planner(
-    trainer: GRPOTrainer, record: RunRecord, inputs: Mapping[str, Path], cost_weight: float
+    trainer: GRPOTrainer, record: RunRecord, inputs: Mapping[str, Path], cost_weight: float, users: int | None = None
 ) -> dict[str, Any]:
     """Train, deliver merged weights, evaluate on test targets and draw the pictures; returns the metrics.
 
@@ -47,7 +47,7 @@ def train_planner(
         return {}
     tokenizer = trainer.processing_class
     deliver(model, tokenizer, record.folder, str(inputs["model_name_or_path"]))
-    metrics = evaluate_planner(model, tokenizer, inputs, cost_weight)
+    metrics = evaluate_planner(model, tokenizer, inputs, cost_weight, users=users)
     history = trainer.state.log_history
     metrics |= reward_curve(history)
     metrics |= {"steps": trainer.state.global_step, "train_seconds": round(outcome.metrics["train_runtime"], 1)}

@@ -24,7 +24,7 @@ from recllm.hub import client
 from recllm.hub.client import PublishError, Retry, retry_after, scrub
 from recllm.hub.publish import preflight, publish, publish_with_outcome
 from recllm.hub.selection import check_revision, select
-from recllm.provenance import RunRecord
+from recllm.provenance import REQUEST_FILE, RunRecord
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_hub import TOKEN, FakeHub, Fault
@@ -66,7 +66,8 @@ def run(tmp_path):
 
 
 def delivered(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != REQUEST_FILE)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def titles(hub: FakeHub, revision: str) -> list[str]:
@@ -201,7 +202,7 @@ def test_selection_names_what_stays_and_prints_its_sizes(run, capsys):
     chosen = select(run, "v1")
     chosen.show(REPO)
     shown = capsys.readouterr().out
-    assert chosen.left == ["trainer_state.json"]
+    assert chosen.left == [REQUEST_FILE, "trainer_state.json"]
     assert "tester/planner at revision v1" in shown
     assert f"{len(CARD):>14,}  README.md" in shown
     assert "stays here  trainer_state.json" in shown
