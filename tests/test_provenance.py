@@ -147,3 +147,12 @@ def test_reading_names_the_file(tmp_path):
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(ValueError, match=r"torn\.json is not valid JSON"):
         read_json(tmp_path / "torn.json")
+
+
+def test_the_cache_of_a_mapped_data_set_does_not_change_its_fingerprint(tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"rows")
+    before = fingerprint(tmp_path)
+    (tmp_path / "cache-0123abcd.arrow").write_bytes(b"tokenized rows")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"other rows")
+    assert fingerprint(tmp_path) != before
