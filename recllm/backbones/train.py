@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recllm.backbones.base import device_here
 from recllm.backbones.din import DIN
 from recllm.backbones.fit import fit, full_ranks, ranking_metrics, top_lists, window_batches
 from recllm.backbones.ranker import NUM_FEATURES, CandidateFeatures, candidate_set, rerank
@@ -16,11 +17,6 @@ from recllm.backbones.sasrec import SASRec
 from recllm.data.catalog import Catalog
 from recllm.data.splits import load_split
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
-
-
-def device_here() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def train_sasrec(dataset: str | Path, args: Any) -> tuple[SASRec, dict[str, float]]:

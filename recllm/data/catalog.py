@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,3 +59,9 @@ class Catalog:
     def categories(self) -> list[list[str]]:
         """Categories of every item, [] where unknown."""
         return self.frame["categories"].fill_null([]).to_list()
+
+
+def top_categories(rows: Sequence[Sequence[str]], named: int = 3) -> list[str]:
+    """The most frequent categories of some items, ties in alphabetical order."""
+    counts = Counter(name for names in rows for name in names)
+    return [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:named]]

@@ -30,12 +30,12 @@ def load_planner(folder: str | Path, sid_table: str | Path) -> tuple[PreTrainedM
     Raises:
         ValueError: the planner was trained with another SID table than `sid_table`.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from recllm.backbones.base import device_here
+
     check_table(folder, SidTable.load(sid_table))
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device_here())
     return model, AutoTokenizer.from_pretrained(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recllm.data.catalog import Catalog
+from recllm.data.catalog import Catalog, top_categories
 from recllm.data.interactions import Sequences
 from recllm.data.prompts import planner_prompt
 from recllm.data.splits import DATASET_FILE, Examples, load_split
@@ -73,11 +73,7 @@ class Bench:
 
     def frequent_categories(self, items: np.ndarray) -> list[str]:
         """The most frequent categories of some items, ties in alphabetical order."""
-        counts: dict[str, int] = {}
-        for item in items:
-            for name in self.categories[item]:
-                counts[name] = counts.get(name, 0) + 1
-        return sorted(counts, key=lambda name: (-counts[name], name))[:_NAMED]
+        return top_categories([self.categories[item] for item in items], _NAMED)
 
     def items(self, tool: str, row: int, count: int = DEPTH, m: int = DEPTH) -> np.ndarray:
         """The first `count` items of a tool; rank over the retriever's first `m` keeps its order among those."""

@@ -105,15 +105,18 @@ def answer_items(env: PlannerEnv) -> np.ndarray:
 
 def answer_rank(env: PlannerEnv) -> float:
     """Rank of the target in the answer (0 is first), infinite where it is absent."""
-    items = answer_items(env)
-    return float(rank_in_list(items[None], np.array([env.episode.target]))[0]) if len(items) else float("inf")
+    return _place(env.episode.target, answer_items(env))
 
 
 def ranked_place(env: PlannerEnv) -> float:
     """Place of the target among all that the answering tool put in order (0 is first), infinite where it is absent."""
     episode = env.episode
     ranked = env._bench.items("retrieve", episode.row) if episode.ranked is None else episode.ranked
-    return float(rank_in_list(ranked[None], np.array([episode.target]))[0]) if len(ranked) else float("inf")
+    return _place(episode.target, ranked)
+
+
+def _place(target: int, items: np.ndarray) -> float:
+    return float(rank_in_list(items[None], np.array([target]))[0])
 
 
 def answer_ndcg(env: PlannerEnv) -> float:

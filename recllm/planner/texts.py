@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-TOOLS = ("retrieve", "rank", "reason")
+from recllm.tools.cache import TOOL_NAMES
+
+TOOLS = TOOL_NAMES
 DONE = "Done."
 # Default arguments of a call; they are written out, so that a planner may learn others.
 ARGUMENTS: dict[str, dict[str, int]] = {"retrieve": {"k": 10}, "rank": {"m": 50, "n": 10}, "reason": {"n": 10}}

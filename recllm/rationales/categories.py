@@ -7,23 +7,15 @@ the target alone would fix the answer before it is known.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from recllm.data.catalog import Catalog
+from recllm.data.catalog import Catalog, top_categories
 from recllm.data.prompts import REASONER_HISTORY, assistant, category_thought, reasoner_prompt
 from recllm.data.splits import RolesSplit
 
 AHEAD = 3
-NAMED = 3
-
-
-def top_categories(rows: Sequence[Sequence[str]], named: int = NAMED) -> list[str]:
-    """The most frequent categories of some items, ties in alphabetical order."""
-    counts = Counter(name for names in rows for name in names)
-    return [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:named]]
 
 
 def rationale_rows(

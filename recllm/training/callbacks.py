@@ -1,4 +1,4 @@
-"""What training says while it runs: alarms where GRPO learns nothing, and a line a user can read."""
+"""What training says while it runs: alarms where GRPO learns nothing."""
 
 from __future__ import annotations
 
