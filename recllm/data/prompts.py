@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+RECOMMEND_HISTORY = 20
 REASONER_HISTORY = 20
 PLANNER_HISTORY = 8
+# It ends in ": ", which is where the template of models that speak sids alone cuts it off.
+RECOMMEND_INSTRUCTION = "The user has bought the following items, oldest first. Next item after: "
+# The same for the other chats that teach ids: titles and categories reach the model after an instruction only.
+TITLES_INSTRUCTION = "The user has bought the items with these titles, oldest first. Next item after: "
+NEXT_TITLE_INSTRUCTION = "The user has bought the following items, oldest first. Title of the next item after: "
+TITLE_OF_INSTRUCTION = "Give the title of the item: "
+SID_OF_INSTRUCTION = "Give the item with the title: "
+CATEGORIES_OF_INSTRUCTION = "Give the categories of the item: "
+TITLE_SEPARATOR, CATEGORY_SEPARATOR = "; ", ", "
 
 
 def user(content: str) -> dict[str, str]:
@@ -20,6 +30,39 @@ def user(content: str) -> dict[str, str]:
 def assistant(content: str) -> dict[str, str]:
     """A chat message of the assistant."""
     return {"role": "assistant", "content": content}
+
+
+def recommend_prompt(history_texts: Sequence[str]) -> list[dict[str, str]]:
+    """Chat that asks a recommender for the next item, given the sid texts of the history, oldest first."""
+    return [user(RECOMMEND_INSTRUCTION + "".join(history_texts[-RECOMMEND_HISTORY:]))]
+
+
+def titles_prompt(history_titles: Sequence[str]) -> list[dict[str, str]]:
+    """Chat that asks a recommender for the next item, given the titles of the history, oldest first.
+
+    Items without a title are left out by the caller, after the history was cut.
+    """
+    return [user(TITLES_INSTRUCTION + TITLE_SEPARATOR.join(history_titles[-RECOMMEND_HISTORY:]))]
+
+
+def next_title_prompt(history_texts: Sequence[str]) -> list[dict[str, str]]:
+    """Chat that asks for the title of the next item, given the sid texts of the history, oldest first."""
+    return [user(NEXT_TITLE_INSTRUCTION + "".join(history_texts[-RECOMMEND_HISTORY:]))]
+
+
+def title_of_prompt(sid_text: str) -> list[dict[str, str]]:
+    """Chat that asks for the title of an item, given its sid text."""
+    return [user(TITLE_OF_INSTRUCTION + sid_text)]
+
+
+def sid_of_prompt(title: str) -> list[dict[str, str]]:
+    """Chat that asks for the sid text of an item, given its title."""
+    return [user(SID_OF_INSTRUCTION + title)]
+
+
+def categories_of_prompt(sid_text: str) -> list[dict[str, str]]:
+    """Chat that asks for the categories of an item, given its sid text."""
+    return [user(CATEGORIES_OF_INSTRUCTION + sid_text)]
 
 
 def reasoner_prompt(history_texts: Sequence[str]) -> list[dict[str, str]]:

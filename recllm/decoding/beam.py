@@ -1,98 +1,144 @@
-"""Beam search over the SIDs of a catalogue: the K best items after each prompt, all of them valid.
+"""Beam search over the SIDs of a catalogue: the best items after each prompt, all of them valid.
 
-The prompt is read once. The K beams of a prompt then go through the model side by side as one sequence: a 4-D mask
-lets each beam see the prompt and its own codes, so the cache grows by K a level and is never copied or reordered. The
-head is evaluated for sid tokens only. Scores are log-probabilities over the codes that the trie allows, renormalised
-at every level, so a beam is never punished for probability that lies on impossible tokens.
+Each prompt is read once and its beams share it (`recllm.decoding.shared`), so the cost is little more than that of
+reading the prompt, whatever the size of the vocabulary. What a beam's score is depends on the normalisation:
+
+    trie        log-probabilities over the codes that may follow, so that the catalogue's items share all of it
+    level       over all codes of the level that the catalogue uses
+    full_vocab  over the whole vocabulary, end of sequence included: what beam search under a prefix constraint finds
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from recllm.decoding.shared import Grown, Head, Normalisation, SharedPrompt, best_of_rows, grow
 from recllm.decoding.trie import ROOT, SidTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Beams(NamedTuple):
-    """Live beams of every prompt, best first: `node`, `token`, `score` and `parent` (a column of the level before).
-
-    All `BK`; a beam that ran out of children has score -inf.
-    """
-
-    node_BK: torch.Tensor
-    token_BK: torch.Tensor
-    score_BK: torch.Tensor
-    parent_BK: torch.Tensor
-
-
 @torch.no_grad()
-def beam_items(
-    model: PreTrainedModel, prompt_ids_BT: torch.Tensor, mask_BT: torch.Tensor, trie: SidTrie, beams: int
+def recommend_by_beam(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    trie: SidTrie,
+    k: int,
+    *,
+    beams: int | None = None,
+    normalisation: Normalisation = "level",
+    exclude: Sequence[np.ndarray] | None = None,
+    eos_token_id: int | None = None,
+    batch_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `beams` best items after each left-padded prompt.
+    """The `k` best items after each prompt, found by a beam of `beams` (k at least, and by default).
 
-    Returns `items_BK` (int64, -1 where fewer items were reached) and `scores_BK` (log-probability under the trie, -inf
-    there), best first.
+    Prompts are token ids of any lengths; `exclude` names item ids for each of them that may not be answered (the
+    seen-item policy): a sid none of whose items is left takes no place in the beam's last level. Several items behind
+    one sid stand in the trie's order (see `SidTrie.from_table`), each with the sid's score. `eos_token_id` belongs to
+    `full_vocab`: its log-probability after the sid is added, as beam search does where an answer has to end; without
+    it the sid alone counts.
+
+    Returns `items_BK` (int64, -1 where fewer items were reached) and `scores_BK` (float32 log-probabilities, -inf
+    there), best first, on the model's device. Sids of equal score keep the trie's order as far as top-k does.
+
+    Raises:
+        ValueError: an empty prompt, sids of different lengths, k below 1, end of sequence without `full_vocab`, or a
+            model that cannot be used this way (see `SharedPrompt`).
     """
-    batch, device = len(prompt_ids_BT), prompt_ids_BT.device
-    decoder, head_AD = model.get_decoder(), model.get_output_embeddings().weight[trie.alphabet_A]
-    length_B = mask_BT.sum(1)
-    position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    out = decoder(input_ids=prompt_ids_BT, attention_mask=mask_BT, position_ids=position_BT, use_cache=True)
-    hidden_BKD, cache = out.last_hidden_state[:, -1:], out.past_key_values
-    root_B1 = torch.full((batch, 1), ROOT, device=device)
-    live = Beams(root_B1, root_B1, torch.zeros(batch, 1, device=device), root_B1)
-    own_BKX = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if not trie.is_even:
+        raise ValueError("the trie holds sids of different lengths; a beam needs equal ones")
+    if eos_token_id is not None and normalisation != "full_vocab":
+        raise ValueError("eos_token_id belongs to normalisation 'full_vocab'")
+    trie, beams = trie.to(model.device), max(beams or k, k)
+    items_BK = torch.full((len(prompts), k), -1, dtype=torch.long, device=model.device)
+    scores_BK = torch.full((len(prompts), k), float("-inf"), device=model.device)
+    # Prompts of like length share a batch, so that little of it is padding.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        banned = None if exclude is None else _banned([exclude[row] for row in rows], len(trie.items_N), model.device)
+        node_BK, score_BK = _search(
+            model, [prompts[row] for row in rows], trie, beams, normalisation, banned, eos_token_id
+        )
+        found = _items(trie, node_BK, score_BK, k, banned)
+        items_BK[rows, : found[0].shape[1]], scores_BK[rows, : found[1].shape[1]] = found
+    return items_BK, scores_BK
+
+
+def _search(
+    model: PreTrainedModel,
+    prompts: list[Sequence[int]],
+    trie: SidTrie,
+    beams: int,
+    normalisation: Normalisation,
+    banned: torch.Tensor | None,
+    eos_token_id: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaf nodes and scores of the best beams, `BK`, best first."""
+    batch, head = len(prompts), Head(model)
+    shared = SharedPrompt(model, prompts, room=beams * trie.depth)
+    hidden_BKD = shared.hidden_B1D
+    node_BK = torch.full((batch, 1), ROOT, device=model.device)
+    score_BK = torch.zeros(batch, 1, device=model.device)
     for level in range(trie.depth):
-        live = _extend(trie, (hidden_BKD @ head_AD.T).float(), live, beams)
-        if level + 1 == trie.depth:
-            break
-        width = live.node_BK.shape[1]
-        # Each beam sees its ancestors and itself among the columns that the levels appended.
-        own_BKX = own_BKX.gather(1, live.parent_BK[:, :, None].expand(-1, -1, own_BKX.shape[2]))
-        itself_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
-        own_BKX = torch.cat([own_BKX, itself_BKK], 2)
-        seen_BKT = torch.cat([mask_BT.bool()[:, None].expand(-1, width, -1), own_BKX], 2)
-        blocked = torch.finfo(hidden_BKD.dtype).min
-        bias_B1KT = torch.zeros_like(seen_BKT, dtype=hidden_BKD.dtype).masked_fill(~seen_BKT, blocked)[:, None]
-        hidden_BKD = decoder(
-            input_ids=live.token_BK,
-            attention_mask=bias_B1KT,
-            position_ids=(length_B + level)[:, None].expand(-1, width),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-    dead_BK = live.score_BK == float("-inf")
-    items_BK, short = trie.items_V[live.node_BK].masked_fill(dead_BK, -1), beams - dead_BK.shape[1]
-    pad = torch.nn.functional.pad
-    return pad(items_BK, (0, short), value=-1), pad(live.score_BK, (0, short), value=float("-inf"))
+        width = node_BK.shape[1]
+        grown = grow(trie, level, hidden_BKD.flatten(0, 1), node_BK.flatten(), head, normalisation)
+        score_F = score_BK.flatten()[grown.row_F] + grown.logp_F
+        prompt_F = grown.row_F // width
+        if level + 1 == trie.depth and banned is not None:
+            score_F = score_F.masked_fill(_all_banned(trie, grown, prompt_F, banned), float("-inf"))
+        score_BK, index_BK = best_of_rows(score_F, prompt_F, batch, beams)
+        node_BK = grown.node_F[index_BK]
+        last = level + 1 == trie.depth
+        if not last or eos_token_id is not None:
+            hidden_BKD = shared.extend(grown.token_F[index_BK], grown.row_F[index_BK] % width)
+    if eos_token_id is None:
+        return node_BK, score_BK
+    hidden_RD = hidden_BKD.flatten(0, 1)
+    end_R = head.logits(hidden_RD, torch.tensor([eos_token_id], device=model.device))[:, 0] - head.log_total(hidden_RD)
+    score_BK, order_BK = (score_BK + end_R.view_as(score_BK)).sort(dim=1, descending=True, stable=True)
+    return node_BK.gather(1, order_BK), score_BK
 
 
-def _extend(trie: SidTrie, logit_BKA: torch.Tensor, live: Beams, beams: int) -> Beams:
-    """The best `beams` children of each prompt's live beams."""
-    batch, width = live.node_BK.shape
-    score_R, node_R = live.score_BK.flatten(), live.node_BK.flatten()
-    children = trie.children_batched(node_R)
-    row_F = torch.repeat_interleave(torch.arange(len(node_R), device=node_R.device), children.offsets_B1.diff())
-    logit_F = logit_BKA.flatten(0, 1)[row_F, torch.searchsorted(trie.alphabet_A, children.tokens_F)]
-    # Log-softmax over each beam's own children.
-    top_R = torch.full_like(score_R, float("-inf")).scatter_reduce(0, row_F, logit_F, "amax")
-    total_R = torch.zeros_like(score_R).index_add(0, row_F, (logit_F - top_R[row_F]).exp())
-    score_F = score_R[row_F] + logit_F - top_R[row_F] - total_R.log()[row_F]
-    # Children of a prompt laid out as one padded row, so that one top-k serves the batch.
-    prompt_F = row_F // width
-    count_B = torch.bincount(prompt_F, minlength=batch)
-    place_F = torch.arange(len(row_F), device=node_R.device) - (count_B.cumsum(0) - count_B)[prompt_F]
-    room = int(count_B.max())
-    score_BC = torch.full((batch, room), float("-inf"), device=node_R.device)
-    score_BC[prompt_F, place_F] = score_F
-    edge_BC = torch.zeros((batch, room), dtype=torch.long, device=node_R.device)
-    edge_BC[prompt_F, place_F] = torch.arange(len(row_F), device=node_R.device)
-    score_BK, column_BK = score_BC.topk(min(beams, room), dim=1)
-    edge_BK = edge_BC.gather(1, column_BK)
-    return Beams(children.nodes_F[edge_BK], children.tokens_F[edge_BK], score_BK, row_F[edge_BK] % width)
+def _banned(lists: list[np.ndarray], items: int, device: torch.device) -> torch.Tensor:
+    # (prompt, item) pairs as one number each.
+    rows = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
+    ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in lists]) if len(rows) else rows
+    return torch.from_numpy(rows * items + ids).to(device)
+
+
+def _all_banned(trie: SidTrie, grown: Grown, prompt_F: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
+    behind = trie.items_behind(grown.node_F)
+    leaf_M = torch.repeat_interleave(torch.arange(len(prompt_F), device=prompt_F.device), behind.offsets_B1.diff())
+    left_M = ~torch.isin(prompt_F[leaf_M] * len(trie.items_N) + behind.items_F, banned)
+    return torch.zeros_like(prompt_F).index_add(0, leaf_M, left_M.long()) == 0
+
+
+def _items(
+    trie: SidTrie, node_BK: torch.Tensor, score_BK: torch.Tensor, k: int, banned: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first k items behind the nodes of each row, in order, without the banned ones and those of dead beams."""
+    batch, width = node_BK.shape
+    behind = trie.items_behind(node_BK.flatten())
+    beam_M = torch.repeat_interleave(torch.arange(batch * width, device=node_BK.device), behind.offsets_B1.diff())
+    score_M, prompt_M, item_M = score_BK.flatten()[beam_M], beam_M // width, behind.items_F
+    left_M = ~score_M.isneginf()
+    if banned is not None:
+        left_M &= ~torch.isin(prompt_M * len(trie.items_N) + item_M, banned)
+    score_M, prompt_M, item_M = score_M[left_M], prompt_M[left_M], item_M[left_M]
+    count_B = torch.bincount(prompt_M, minlength=batch)
+    place_M = torch.arange(len(prompt_M), device=node_BK.device) - (count_B.cumsum(0) - count_B)[prompt_M]
+    items_BK = torch.full((batch, k), -1, dtype=torch.long, device=node_BK.device)
+    scores_BK = torch.full((batch, k), float("-inf"), device=node_BK.device)
+    kept_M = place_M < k
+    items_BK[prompt_M[kept_M], place_M[kept_M]] = item_M[kept_M]
+    scores_BK[prompt_M[kept_M], place_M[kept_M]] = score_M[kept_M]
+    return items_BK, scores_BK

@@ -32,26 +32,43 @@ class Children(NamedTuple):
     offsets_B1: torch.Tensor
 
 
+class Items(NamedTuple):
+    """Items behind B nodes, gathered as `Children` are."""
+
+    items_F: torch.Tensor
+    offsets_B1: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class SidTrie:
     """CSR arrays, all int64 on one device.
 
     offsets_V1: the edges of node v are `offsets_V1[v]:offsets_V1[v + 1]`. tokens_E: token id of each edge, rising
-    within a node; edge e leads to node e + 1. items_V: the item whose sid ends at the node, or -1. alphabet_A: every
-    sid token id, rising, those that no item uses included. depth: tokens of the longest sid.
+    within a node; edge e leads to node e + 1. items_V: the item whose sid ends at the node, or -1; of several items
+    behind one sid the first. behind_V1, items_N: all of them, `items_N[behind_V1[v]:behind_V1[v + 1]]`. alphabet_A:
+    every sid token id, rising, those that no item uses included. depth: tokens of the longest sid.
     """
 
     offsets_V1: torch.Tensor
     tokens_E: torch.Tensor
     items_V: torch.Tensor
+    behind_V1: torch.Tensor
+    items_N: torch.Tensor
     alphabet_A: torch.Tensor
     depth: int
 
     @classmethod
-    def from_table(cls, table: SidTable, tokens: PreTrainedTokenizerBase | Sequence[np.ndarray]) -> SidTrie:
+    def from_table(
+        cls,
+        table: SidTable,
+        tokens: PreTrainedTokenizerBase | Sequence[np.ndarray],
+        priority_N: np.ndarray | None = None,
+    ) -> SidTrie:
         """The trie of all items of a table.
 
-        `tokens` is the tokenizer that was extended with the table, or the token ids of each level's codes.
+        `tokens` is the tokenizer that was extended with the table, or the token ids of each level's codes. Where the
+        table lets items share a sid, those behind one sid stand in the order of falling `priority_N` (their
+        popularity, say), equal ones and all without it in the order of their ids.
 
         Raises:
             ValueError: the tokenizer lacks a sid token, or the ids do not fit the table's levels.
@@ -62,14 +79,19 @@ class SidTrie:
                 f"token ids of {[len(ids) for ids in levels]} codes for levels of {list(table.level_sizes)}"
             )
         tokens_NL = np.stack([np.asarray(ids)[table.codes_NL[:, level]] for level, ids in enumerate(levels)], axis=1)
-        return cls._build(tokens_NL.astype(np.int64), np.concatenate(levels))
+        return cls._build(tokens_NL.astype(np.int64), np.concatenate(levels), table.shared, priority_N)
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[np.ndarray]) -> SidTrie:
+    def from_sequences(
+        cls, sequences: Sequence[np.ndarray], shared: bool = False, priority_N: np.ndarray | None = None
+    ) -> SidTrie:
         """The trie of token id sequences, item i the i-th of them. Lengths may differ, one may begin another.
 
+        With `shared` several items may have the same one; see `from_table` for their order.
+
         Raises:
-            ValueError: no sequence, an empty one, a negative id, or two equal sequences (both items are named).
+            ValueError: no sequence, an empty one, a negative id, or, unless shared, two equal sequences (both items
+                are named).
         """
         lengths_N = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if len(lengths_N) == 0 or lengths_N.min() == 0:
@@ -81,10 +103,12 @@ class SidTrie:
         inside_NL = np.arange(lengths_N.max()) < lengths_N[:, None]
         tokens_NL = np.full(inside_NL.shape, -1, dtype=np.int64)
         tokens_NL[inside_NL] = flat_M
-        return cls._build(tokens_NL, flat_M)
+        return cls._build(tokens_NL, flat_M, shared, priority_N)
 
     @classmethod
-    def _build(cls, tokens_NL: np.ndarray, alphabet: np.ndarray) -> SidTrie:
+    def _build(
+        cls, tokens_NL: np.ndarray, alphabet: np.ndarray, shared: bool, priority_N: np.ndarray | None
+    ) -> SidTrie:
         # One np.unique a level over (parent, token); -1 fills the rows of sids that are already complete.
         alphabet_A = np.unique(np.asarray(alphabet, dtype=np.int64))
         base = int(alphabet_A[-1]) + 1
@@ -98,19 +122,24 @@ class SidTrie:
             edges.append(keys % base)
             node_N[alive_N] = nodes + inverse
             nodes += len(keys)
+        rank_N = np.zeros(len(node_N)) if priority_N is None else -np.asarray(priority_N, dtype=np.float64)
+        items_N = np.lexsort((np.arange(len(node_N)), rank_N, node_N))
+        twins = np.flatnonzero(np.diff(node_N[items_N]) == 0)
+        if len(twins) and not shared:
+            raise ValueError(f"items {items_N[twins[0]]} and {items_N[twins[0] + 1]} have the same token ids")
+        behind_V1 = np.concatenate([[0], np.cumsum(np.bincount(node_N, minlength=nodes))])
         items_V = np.full(nodes, -1, dtype=np.int64)
-        items_V[node_N] = np.arange(len(node_N))
-        twins = np.flatnonzero(items_V[node_N] != np.arange(len(node_N)))
-        if len(twins):
-            raise ValueError(f"items {twins[0]} and {items_V[node_N[twins[0]]]} have the same token ids")
+        ended_V = np.diff(behind_V1) > 0
+        items_V[ended_V] = items_N[behind_V1[:-1][ended_V]]
         counts_V = np.bincount(np.concatenate(parents), minlength=nodes)
-        arrays = np.concatenate([[0], np.cumsum(counts_V)]), np.concatenate(edges), items_V, alphabet_A
+        offsets_V1 = np.concatenate([[0], np.cumsum(counts_V)])
+        arrays = offsets_V1, np.concatenate(edges), items_V, behind_V1, items_N, alphabet_A
         return cls(*(torch.from_numpy(array) for array in arrays), depth=tokens_NL.shape[1])
 
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its tensors on `device`."""
-        tensors = (self.offsets_V1, self.tokens_E, self.items_V, self.alphabet_A)
-        return SidTrie(*(tensor.to(device) for tensor in tensors), depth=self.depth)
+        names = ("offsets_V1", "tokens_E", "items_V", "behind_V1", "items_N", "alphabet_A")
+        return SidTrie(*(getattr(self, name).to(device) for name in names), depth=self.depth)
 
     @property
     def device(self) -> torch.device:
@@ -121,6 +150,32 @@ class SidTrie:
     def nodes(self) -> int:
         """Number of nodes, the root included."""
         return len(self.items_V)
+
+    @cached_property
+    def level_edges(self) -> list[tuple[int, int]]:
+        """First and one past the last edge of each level: edges are numbered level by level, as nodes are."""
+        bounds, begin, end = [], 0, 1  # nodes of a level; the edges that leave them lead to the nodes of the next
+        for _ in range(self.depth):
+            first, last = self.offsets_V1[[begin, end]].tolist()
+            bounds.append((first, last))
+            begin, end = first + 1, last + 1
+        return bounds
+
+    @cached_property
+    def level_tokens(self) -> list[torch.Tensor]:
+        """The token ids that occur at each level, rising: all that a model's head is evaluated for there."""
+        return [self.tokens_E[first:last].unique() for first, last in self.level_edges]
+
+    @cached_property
+    def column_E(self) -> torch.Tensor:
+        """Place of each edge's token among the tokens of its level."""
+        pairs = zip(self.level_tokens, self.level_edges, strict=True)
+        return torch.cat([torch.searchsorted(tokens, self.tokens_E[first:last]) for tokens, (first, last) in pairs])
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether all sids have `depth` tokens, which a search level by level takes for granted."""
+        return not bool((self.items_V[: self.level_edges[-1][0] + 1] >= 0).any())
 
     @cached_property
     def starts_are_distinct(self) -> bool:
@@ -152,14 +207,16 @@ class SidTrie:
         item = int(self.items_V[self._check(node)])
         return None if item < 0 else item
 
+    def items_behind(self, nodes_B: torch.Tensor) -> Items:
+        """The items whose sid ends at each node, in their order; KeyError where a node is unknown."""
+        self._check_batch(nodes_B)
+        places_F, offsets_B1 = _slices(self.behind_V1, nodes_B)
+        return Items(self.items_N[places_F], offsets_B1)
+
     def children_batched(self, nodes_B: torch.Tensor) -> Children:
         """The children of each node; KeyError where a node is unknown."""
         self._check_batch(nodes_B)
-        starts_B = self.offsets_V1[nodes_B]
-        counts_B = self.offsets_V1[nodes_B + 1] - starts_B
-        offsets_B1 = torch.nn.functional.pad(counts_B.cumsum(0), (1, 0))
-        edges_F = torch.repeat_interleave(starts_B - offsets_B1[:-1], counts_B)
-        edges_F += torch.arange(len(edges_F), device=edges_F.device)
+        edges_F, offsets_B1 = _slices(self.offsets_V1, nodes_B)
         return Children(self.tokens_E[edges_F], edges_F + 1, offsets_B1)
 
     def step_batched(self, nodes_B: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
@@ -210,3 +267,12 @@ class SidTrie:
         outside_B = (nodes_B < 0) | (nodes_B >= self.nodes)
         if bool(outside_B.any()):
             self._check(int(nodes_B[outside_B][0]))
+
+
+def _slices(offsets_V1: torch.Tensor, rows_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # All positions of the CSR slices of some rows, end to end, and where each slice begins among them.
+    starts_B = offsets_V1[rows_B]
+    counts_B = offsets_V1[rows_B + 1] - starts_B
+    offsets_B1 = torch.nn.functional.pad(counts_B.cumsum(0), (1, 0))
+    places_F = torch.repeat_interleave(starts_B - offsets_B1[:-1], counts_B)
+    return places_F + torch.arange(len(places_F), device=places_F.device), offsets_B1

@@ -1,4 +1,4 @@
-"""What happens to items that the quantiser gave the same code tuple: every item leaves with its own."""
+"""What happens to items that the quantiser gave the same code tuple: each gets its own, or they share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from recllm.sid.quantizer import LEVEL_LETTERS, row_ids
 
-POLICIES = ("suffix", "nearest")
+POLICIES = ("suffix", "nearest", "share")
 
 
 def resolve_collisions(
@@ -21,12 +21,13 @@ def resolve_collisions(
     centroids: Sequence[np.ndarray],
     policy: str,
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Unique codes int32 (items, levels) and the sizes of their levels.
+    """Codes int32 (items, levels), unique unless shared, and the sizes of their levels.
 
     suffix: one more level numbers the items behind a tuple in item order (TIGER); its size is the largest such
     number of items. nearest: the item closest to the tuple's centroids keeps it, the others of the same prefix
     take free codes of the last level at the least summed squared error; where the prefix has none left, an item
-    goes down from the longest prefix with room, each level the nearest code with room. Both are deterministic.
+    goes down from the longest prefix with room, each level the nearest code with room. share: the codes stay as they are, for a `SidTable` with `shared=True`.
+    All are deterministic.
 
     Raises:
         ValueError: an unknown policy, more items than tuples (nearest), or a ninth level (suffix).
@@ -35,6 +36,8 @@ def resolve_collisions(
         return _suffix(codes_NL, level_sizes)
     if policy == "nearest":
         return _nearest(codes_NL, level_sizes, latents_ND, centroids), tuple(level_sizes)
+    if policy == "share":
+        return np.array(codes_NL, dtype=np.int32), tuple(level_sizes)
     raise ValueError(f"collision policy must be one of {', '.join(POLICIES)}; got {policy!r}")
 
 

@@ -1,11 +1,11 @@
-"""The bijection between items and semantic ids, and how a semantic id is written."""
+"""Which item has which semantic id, and how a semantic id is written."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,17 +21,20 @@ _FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class SidTable:
-    """Each item's semantic id (sid): a tuple of codes, one a level, that no other item has.
+    """Each item's semantic id (sid): a tuple of codes, one a level, that no other item has unless `shared`.
 
     `codes_NL` is int32 (items, levels), row i the sid of item i; `level_sizes` the number of codes of each level
-    (1 to 8 levels). The text of a sid names the level by letter: `<a_12><b_7><c_3>`.
+    (1 to 8 levels). The text of a sid names the level by letter: `<a_12><b_7><c_3>`. `shared` allows several items
+    behind one sid, as in published indexes (MiniOneRec's): `items` reads those, `item` refuses to choose.
 
     Raises:
-        ValueError: two items share a sid (both are named), a code outside its level, or a wrong shape.
+        ValueError: two items share a sid of a table that is not `shared` (both are named), a code outside its level,
+            or a wrong shape.
     """
 
     codes_NL: np.ndarray
     level_sizes: tuple[int, ...]
+    shared: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         sizes = tuple(int(size) for size in self.level_sizes)
@@ -50,7 +53,8 @@ class SidTable:
                 f"0 to {sizes[level] - 1}"
             )
         codes_NL = np.ascontiguousarray(codes_NL, dtype=np.int32)
-        _refuse_shared(codes_NL)
+        if not self.shared:
+            _refuse_shared(codes_NL)
         codes_NL.setflags(write=False)
         object.__setattr__(self, "codes_NL", codes_NL)
         object.__setattr__(self, "level_sizes", sizes)
@@ -71,8 +75,12 @@ class SidTable:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 (hex) of the level sizes and all codes: what a checkpoint remembers of the table it was built on."""
-        digest = hashlib.sha256(f"sid-table-{_FORMAT} {self.level_sizes} {len(self)}\n".encode())
+        """sha256 (hex) of the level sizes and all codes: what a checkpoint remembers of the table it was built on.
+
+        A shared table's differs from that of an equal one that is not shared.
+        """
+        kind = " shared" if self.shared else ""
+        digest = hashlib.sha256(f"sid-table-{_FORMAT} {self.level_sizes} {len(self)}{kind}\n".encode())
         digest.update(self.codes_NL.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -83,8 +91,18 @@ class SidTable:
         return tuple(self.codes_NL[item].tolist())
 
     def item(self, sid: Sequence[int] | None) -> int | None:
-        """The item behind a sid, or None where no item has it (None in, None out: `item(parse(text))` is safe)."""
-        return None if sid is None else self._item_of.get(tuple(sid))
+        """The item behind a sid, or None where no item has it (None in, None out: `item(parse(text))` is safe).
+
+        Raises:
+            ValueError: the table is shared, where a sid does not name one item.
+        """
+        if self.shared:
+            raise ValueError("items of this SID table may share a sid: ask `items` for all of those behind one")
+        return next(iter(self.items(sid)), None)
+
+    def items(self, sid: Sequence[int] | None) -> tuple[int, ...]:
+        """The items behind a sid, rising; none where no item has it, one at most unless the table is shared."""
+        return () if sid is None else self._items_of.get(tuple(sid), ())
 
     def text(self, item: int) -> str:
         """The sid text of an item, `<a_12><b_7><c_3>`; raises IndexError for a number that is no item."""
@@ -113,15 +131,17 @@ class SidTable:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"codes": self.codes_NL}, folder / CODES_FILE)
         description = {"format": _FORMAT, "items": len(self), "level_sizes": list(self.level_sizes), "hash": self.hash}
+        # Only where true: files of tables that are not shared stay what they were.
+        description |= {"shared": True} if self.shared else {}
         write_json(folder / TABLE_FILE, description)
 
     @classmethod
     def load(cls, folder: str | Path) -> SidTable:
-        """Read a saved table; the bijection and the hash are checked again.
+        """Read a saved table; the sids and the hash are checked again.
 
         Raises:
             FileNotFoundError: the folder holds no SID table.
-            ValueError: a damaged or altered file, or two items with one sid.
+            ValueError: a damaged or altered file, or two items with one sid in a table that is not shared.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -132,20 +152,24 @@ class SidTable:
                 raise FileNotFoundError(f"{folder / name} is missing: make the table with train_sid_tokenizer.py")
         known = read_json(folder / TABLE_FILE)
         sizes = known.get("level_sizes") if isinstance(known, dict) and known.get("format") == _FORMAT else None
-        if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
+        shared = known.get("shared", False) if sizes else False
+        if not isinstance(sizes, list) or not all(type(size) is int for size in sizes) or type(shared) is not bool:
             raise ValueError(f"{folder / TABLE_FILE} is not a SID table of format {_FORMAT}; make it again")
         try:
             codes_NL = load_file(folder / CODES_FILE)["codes"]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{folder / CODES_FILE} is damaged ({error}); make the table again") from error
-        table = cls(codes_NL, tuple(sizes))
+        table = cls(codes_NL, tuple(sizes), shared=shared)
         if table.hash != known.get("hash"):
             raise ValueError(f"{folder}: codes and {TABLE_FILE} do not belong together (hash differs)")
         return table
 
     @cached_property
-    def _item_of(self) -> dict[tuple[int, ...], int]:
-        return {tuple(codes): item for item, codes in enumerate(self.codes_NL.tolist())}
+    def _items_of(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        behind: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for item, codes in enumerate(self.codes_NL.tolist()):
+            behind[tuple(codes)] = (*behind.get(tuple(codes), ()), item)
+        return behind
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -165,5 +189,6 @@ def _refuse_shared(codes_NL: np.ndarray) -> None:
     if len(twins):
         first, second = order_N[twins[0]], order_N[twins[0] + 1]
         raise ValueError(
-            f"items {first} and {second} share the sid {tuple(codes_NL[first].tolist())}: apply a collision policy"
+            f"items {first} and {second} share the sid {tuple(codes_NL[first].tolist())}: apply a collision policy, "
+            "or make the table with shared=True"
         )

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from recllm.data.prompts import REASONER_HISTORY, THINK_CLOSE, reasoner_prompt
 from recllm.data.splits import Examples
-from recllm.decoding.beam import beam_items
+from recllm.decoding.beam import recommend_by_beam
 from recllm.decoding.trie import SidTrie
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import TABLE_FOLDER
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Beams beyond k, for items that the user has seen.
+# Beams beyond k: a wider beam loses less on its way to the last level.
 _SPARE_BEAMS = 14
 
 
@@ -73,11 +73,8 @@ class Reason:
         return thoughts, written
 
     def answer(self, examples: Examples, k: int, batch_size: int = 128, label: str = "reason") -> ToolAnswer:
-        """The k best unseen items of each history. The beam is wider than k by what the user may have seen already.
-
-        Only the last items of a history are struck out by widening; the rest of the seen items are filtered after the
-        beam, so a list may come out shorter than k (padded with -1).
-        """
+        """The k best unseen items of each history, by a beam somewhat wider than k; a list that comes out shorter is
+        padded with -1."""
         beams = min(k + _SPARE_BEAMS, len(self.texts))
         items_EK = np.full((len(examples), k), -1, dtype=np.int32)
         scores_EK = np.full((len(examples), k), -np.inf, dtype=np.float32)
@@ -87,15 +84,14 @@ class Reason:
         for rows in track(chunks, description=f"{label} x {len(examples)}"):
             prompts = self.prompts(examples, rows)
             thoughts, written = self.think(prompts)
-            inputs = self._encode([prompt + thought for prompt, thought in zip(prompts, thoughts, strict=True)])
-            beam = beam_items(self.model, inputs["input_ids"], inputs["attention_mask"], self.trie, beams)
-            items_BK, scores_BK = (part.cpu().numpy() for part in beam)
-            for place, row in enumerate(rows):
-                fresh = (items_BK[place] >= 0) & ~np.isin(items_BK[place], examples.history(row))
-                kept = np.flatnonzero(fresh)[:k]
-                items_EK[row, : len(kept)], scores_EK[row, : len(kept)] = items_BK[place, kept], scores_BK[place, kept]
-                context = int(inputs["attention_mask"][place].sum())
-                cost_E[row] = self._cost(context, written[place], beams)
+            texts = [prompt + thought for prompt, thought in zip(prompts, thoughts, strict=True)]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            seen = [examples.history(row) for row in rows]
+            beam = recommend_by_beam(
+                self.model, ids, self.trie, k, beams=beams, normalisation="trie", exclude=seen, batch_size=batch_size
+            )
+            items_EK[rows], scores_EK[rows] = (part.cpu().numpy() for part in beam)
+            cost_E[rows] = [self._cost(len(own), spent, beams) for own, spent in zip(ids, written, strict=True)]
         return ToolAnswer(items_EK, scores_EK, cost_E)
 
     def _cost(self, context: int, thought: int, beams: int) -> int:

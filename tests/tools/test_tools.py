@@ -12,7 +12,7 @@ from recllm.backbones.sasrec import SASRec
 from recllm.data.catalog import Catalog
 from recllm.data.interactions import Sequences
 from recllm.data.splits import make_split
-from recllm.decoding.beam import beam_items
+from recllm.decoding.beam import recommend_by_beam
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import extend, save_extended
@@ -150,14 +150,14 @@ def test_reason_thinks_then_searches(world):
         (thought,), (count,) = reason.think([prompt])
         assert thought.endswith("</think>") and thought.count("</think>") == 1
         assert count == len(written)
-        ids = reason.tokenizer(prompt + thought, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        items_1K, scores_1K = beam_items(reason.model, ids, torch.ones_like(ids), reason.trie, ITEMS)
+        ids = reason.tokenizer(prompt + thought, add_special_tokens=False)["input_ids"]
+        items_1K, scores_1K = recommend_by_beam(reason.model, [ids], reason.trie, ITEMS, normalisation="trie")
         fresh = ~np.isin(items_1K[0].numpy(), examples.history(row))
         expected = items_1K[0].numpy()[fresh]
         assert answer.items_EK[row, : len(expected)].tolist() == expected.tolist(), "every unseen item, best first"
         assert (answer.items_EK[row, len(expected) :] == -1).all()
         np.testing.assert_allclose(answer.scores_EK[row, : len(expected)], scores_1K[0].numpy()[fresh], atol=1e-4)
-        context, cost = ids.shape[1], reason.lm_cost
+        context, cost = len(ids), reason.lm_cost
         prompt_tokens = context - count
         spent = cost.prefill(prompt_tokens) + cost.decode(count, prompt_tokens) + ITEMS * cost.decode(2, context)
         assert answer.cost_E[row] == spent
