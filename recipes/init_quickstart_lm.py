@@ -23,7 +23,11 @@ class Arguments:
     num_layers: int = field(default=6, metadata={"help": "Transformer layers."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads; must divide the width."})
     max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
-    chat_template: str = field(default="lean", metadata={"help": "lean, or qwen3 with tool schemas in the prompt."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights in training."})
+    chat_template: str = field(
+        default="lean",
+        metadata={"help": "lean; qwen3 with tool schemas in the prompt; stream for a model that speaks sids alone."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the weights."})
 
 
@@ -42,7 +46,8 @@ def main(args: Arguments) -> None:
     tokenizer = train_tokenizer(texts, args.vocab_size)
     set_chat_template(tokenizer, args.chat_template)
 
-    model = build_model(tokenizer, args.hidden_size, args.num_layers, args.num_heads, args.max_length, args.seed)
+    shape = (args.hidden_size, args.num_layers, args.num_heads, args.max_length)
+    model = build_model(tokenizer, *shape, args.seed, args.attention_dropout)
 
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)

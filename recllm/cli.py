@@ -1,4 +1,4 @@
-"""The command line: recllm doctor | assets | run | report.
+"""The command line: recllm doctor | assets | run | recommend | report.
 
 Whatever is slow to import is imported inside the command that needs it, so that --help answers at once.
 """
@@ -124,6 +124,35 @@ def run(
     from recllm.pipeline import run_pipeline
 
     run_pipeline(pipeline, outputs_root=outputs_root, until=until)
+
+
+@app.command()
+@_clear_errors
+def recommend(
+    model: Annotated[Path, typer.Option("--model", help="A delivered folder of a recommender.")],
+    history: Annotated[
+        str, typer.Option("--history", help='Titles or #123 item ids, oldest first: "Toy Story; Babe; #123".')
+    ],
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Its data set; by default the one its run.json leads to.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    beams: Annotated[int, typer.Option("--beams", help="Width of the beam search.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Print what a recommender answers to a history of titles."""
+    import json
+
+    from transformers.utils import logging
+
+    from recllm.evaluation.serve import print_answer, recommend_titles
+
+    logging.disable_progress_bar()
+    answer = recommend_titles(model, history, dataset, k, beams)
+    if as_json:
+        typer.echo(json.dumps(answer.plain(), ensure_ascii=False))
+    else:
+        print_answer(answer)
 
 
 @app.command()

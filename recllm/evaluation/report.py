@@ -1,4 +1,4 @@
-"""What a person sees at the end: the table of routers, the (cost, NDCG) picture and the reward curve."""
+"""What a person sees at the end: tables of routers and of recommenders, the (cost, NDCG) picture, the reward curve."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from recllm.planner.texts import TOOLS
 
 ROUTERS = ("planner", "always_retrieve", "always_rank", "always_reason", "random_mix", "margin", "oracle")
+RECOMMENDERS = ("beam", "exact", "backbone")
 _MEGA = 1e6
 
 
@@ -53,6 +54,43 @@ def print_routers(metrics: Mapping[str, Any]) -> None:
         )
     if "reward/first" in metrics:
         console.print(f"reward {metrics['reward/first']:.4f} -> {metrics['reward/last']:.4f} (first and last tenth)")
+
+
+def recommender_table(metrics: Mapping[str, Any], role: str) -> Table:
+    """One row a recommender: NDCG and Recall with intervals, both at sid level, and what the lists do to the catalogue.
+
+    The columns at sid level are left out where they say the same.
+    """
+    named = [name for name in RECOMMENDERS if f"{name}/ndcg@10" in metrics]
+    seen = "do not compete" if metrics["exclude_seen"] else "compete"
+    table = Table(title=f"{role} targets, n = {metrics['n']:,}, whole catalogue, seen items {seen}, 95% intervals")
+    sids = any(metrics[f"{name}/sid/ndcg@10"] != metrics[f"{name}/ndcg@10"] for name in named)
+    spans = ["ndcg@10", "recall@10"]
+    plain = ["ndcg@5", "recall@5", *(["sid/ndcg@10", "sid/recall@10"] if sids else []), "coverage@10", "gini@10"]
+    heads = [name.replace("ndcg", "NDCG").replace("recall", "Recall").replace("sid/", "SID ") for name in spans + plain]
+    for name in ("recommender", *heads, "novelty, bits", "ms a user"):
+        table.add_column(name, justify="left" if name == "recommender" else "right")
+    for name in named:
+        values = {key.removeprefix(f"{name}/"): value for key, value in metrics.items() if key.startswith(f"{name}/")}
+        table.add_row(
+            name,
+            *(_interval(values, span) for span in spans),
+            *(f"{values[key]:.4f}" for key in plain),
+            f"{values['novelty@10']:.2f}",
+            f"{values['wall_ms']:.1f}",
+        )
+    return table
+
+
+def print_recommenders(metrics: Mapping[str, Any], role: str) -> None:
+    """The table, and beneath it what the beam lost and the lead over the backbone, where they were measured."""
+    console = Console(width=None if Console().is_terminal else 190)
+    console.print(recommender_table(metrics, role))
+    if "beam_recall" in metrics:
+        found = _interval(metrics, "beam_recall")
+        console.print(f"the beam of {metrics['beams']} finds {found} of the exact first ten", markup=False)
+    if "over_backbone" in metrics:
+        console.print(f"over the backbone by {_interval(metrics, 'over_backbone')} NDCG@10 (paired)", markup=False)
 
 
 def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:

@@ -17,6 +17,8 @@ import torch
 _BLOCK_ROWS = 32768
 # k-means++ looks at this many rows per code at most; each of its steps reads all rows it looks at.
 _SEEDING_ROWS_PER_CODE = 16
+# Axes that "sketch++" projects wider vectors to.
+_SKETCH_WIDTH = 64
 # A squared distance below this share of the largest squared length is float32 rounding, not distance.
 _ROUNDING = 1e-6
 
@@ -41,8 +43,8 @@ class ResidualKMeans:
         self.level_sizes = tuple(int(size) for size in self.level_sizes)
         if not self.level_sizes or min(self.level_sizes) < 1:
             raise ValueError(f"level_sizes must be positive numbers of codes, got {list(self.level_sizes)}")
-        if self.init not in ("k-means++", "sample"):
-            raise ValueError(f"init must be 'k-means++' or 'sample', got {self.init!r}")
+        if self.init not in _SEEDINGS:
+            raise ValueError(f"init must be one of {', '.join(_SEEDINGS)}; got {self.init!r}")
 
     @property
     def centroids(self) -> list[np.ndarray]:
@@ -53,7 +55,7 @@ class ResidualKMeans:
 
     def fit(self, vectors_ND: np.ndarray | torch.Tensor) -> ResidualKMeans:
         """Learn all levels from vectors (items, width). Raises ValueError where they are empty or not finite."""
-        residual_ND = _as_tensor(vectors_ND).clone()
+        residual_ND = as_tensor(vectors_ND).clone()
         # One generator on the CPU for all devices, so that the seed means the same on each of them.
         generator = torch.Generator().manual_seed(self.seed)
         self._centroids = []
@@ -66,11 +68,11 @@ class ResidualKMeans:
 
     def latents(self, vectors_ND: np.ndarray | torch.Tensor) -> np.ndarray:
         """The vectors themselves as float32: plain k-means has no other space."""
-        return _as_tensor(vectors_ND).cpu().numpy()
+        return as_tensor(vectors_ND).cpu().numpy()
 
     def encode(self, vectors_ND: np.ndarray | torch.Tensor) -> np.ndarray:
         """int32 codes (items, levels): the nearest centroid of each level's residual, ties to the lower code."""
-        residual_ND = _as_tensor(vectors_ND).clone()
+        residual_ND = as_tensor(vectors_ND).clone()
         if not self._centroids:
             raise RuntimeError("ResidualKMeans has no centroids yet: call fit first")
         levels = []
@@ -82,8 +84,7 @@ class ResidualKMeans:
         return torch.stack(levels, dim=1).to(torch.int32).cpu().numpy()
 
     def _fit_level(self, vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-        seeding = _plus_plus if self.init == "k-means++" else _sample
-        centroids_KD = seeding(vectors_ND, size, generator)
+        centroids_KD = _SEEDINGS[self.init](vectors_ND, size, generator)
         norms_N = vectors_ND.square().sum(1)
         before = float("inf")
         for _ in range(self.max_iterations):
@@ -99,7 +100,8 @@ class ResidualKMeans:
         return centroids_KD
 
 
-def _as_tensor(vectors_ND: np.ndarray | torch.Tensor) -> torch.Tensor:
+def as_tensor(vectors_ND: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """The vectors as float32 (items, width) on their device; ValueError where empty, ill shaped or not finite."""
     tensor_ND = torch.as_tensor(vectors_ND).to(torch.float32)
     if tensor_ND.ndim != 2 or tensor_ND.shape[0] == 0 or tensor_ND.shape[1] == 0:
         raise ValueError(f"vectors must have the shape (items, width), neither of them 0; got {tuple(tensor_ND.shape)}")
@@ -126,7 +128,7 @@ def _update(
     # Means of the clusters; an empty one moves to a vector that is badly served. Returns whether one moved.
     size = len(centroids_KD)
     counts_K = torch.bincount(codes_N, minlength=size)
-    means_KD = _sums(vectors_ND, codes_N, size) / counts_K.clamp_min(1)[:, None]
+    means_KD = sums_by_code(vectors_ND, codes_N, size) / counts_K.clamp_min(1)[:, None]
     empty_E = (counts_K == 0).nonzero().squeeze(1)
     means_KD[empty_E] = centroids_KD[empty_E]
     if len(empty_E) == 0:
@@ -137,7 +139,8 @@ def _update(
     return means_KD, len(worst_E) > 0
 
 
-def _sums(vectors_ND: torch.Tensor, codes_N: torch.Tensor, size: int) -> torch.Tensor:
+def sums_by_code(vectors_ND: torch.Tensor, codes_N: torch.Tensor, size: int) -> torch.Tensor:
+    """float32 (size, width): the sum of the vectors of each code, the same from run to run on every device."""
     sums_KD = vectors_ND.new_zeros(size, vectors_ND.shape[1])
     if not vectors_ND.is_cuda:
         return sums_KD.index_add_(0, codes_N, vectors_ND)
@@ -155,10 +158,24 @@ def _sample(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> 
 
 
 def _plus_plus(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    # Greedy k-means++ (Arthur and Vassilvitskii 2007): a few rows are drawn in proportion to their squared distance,
-    # the one that leaves the least is kept.
     rows_S = torch.randperm(len(vectors_ND), generator=generator)[: size * _SEEDING_ROWS_PER_CODE]
     rows_SD = vectors_ND[rows_S.to(vectors_ND.device)]
+    return rows_SD[_spread_rows(rows_SD, size, generator)].clone()
+
+
+def _sketched_plus_plus(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    # Distances survive a random projection nearly unchanged (Johnson and Lindenstrauss 1984), and k-means++ is bound
+    # by reading the rows once a code.
+    rows_S = torch.randperm(len(vectors_ND), generator=generator)[: size * _SEEDING_ROWS_PER_CODE]
+    rows_SD = vectors_ND[rows_S.to(vectors_ND.device)]
+    axes_DW = torch.randn(vectors_ND.shape[1], _SKETCH_WIDTH, generator=generator).to(rows_SD)
+    sketch_SW = rows_SD @ axes_DW if vectors_ND.shape[1] > _SKETCH_WIDTH else rows_SD
+    return rows_SD[_spread_rows(sketch_SW, size, generator)].clone()
+
+
+def _spread_rows(rows_SD: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    # Greedy k-means++ (Arthur and Vassilvitskii 2007): a few rows are drawn in proportion to their squared distance,
+    # the one that leaves the least is kept. The indices (size,) of the rows chosen.
     norms_S = rows_SD.square().sum(1)
     floor = _ROUNDING * float(norms_S.max())
     draws_KC = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64)
@@ -169,11 +186,14 @@ def _plus_plus(vectors_ND: torch.Tensor, size: int, generator: torch.Generator) 
         if float(mass_S[-1]) == 0:  # fewer distinct rows than codes
             break
         drawn_C = torch.searchsorted(mass_S, draws_C.to(mass_S.device) * mass_S[-1], right=True)
-        drawn_C = drawn_C.clamp_max(len(rows_S) - 1)
+        drawn_C = drawn_C.clamp_max(len(rows_SD) - 1)
         distance_SC = norms_S[:, None] + norms_S[drawn_C] - 2 * (rows_SD @ rows_SD[drawn_C].T)
         closest_SC = torch.minimum(closest_S[:, None], distance_SC.clamp_min(0))
         best = int(closest_SC.sum(0).argmin())
         closest_S = closest_SC[:, best].contiguous()
         chosen.append(int(drawn_C[best]))
-    chosen += [index % len(rows_S) for index in range(size - len(chosen))]
-    return rows_SD[torch.tensor(chosen, device=rows_SD.device)].clone()
+    chosen += [index % len(rows_SD) for index in range(size - len(chosen))]
+    return torch.tensor(chosen, device=rows_SD.device)
+
+
+_SEEDINGS = {"sketch++": _sketched_plus_plus, "k-means++": _plus_plus, "sample": _sample}

@@ -1,4 +1,4 @@
-"""GRPO for the planner on TRL's trainer as it is: tools by `environment_factory`, one reward function a term."""
+"""GRPO on TRL's trainer as it is: what all runs share, and the planner's, with tools by `environment_factory`."""
 
 from __future__ import annotations
 
@@ -75,9 +75,18 @@ def build_planner_trainer(
 
 
 def reward_curve(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """`reward/first` and `reward/last`: the mean reward of the first and the last tenth of the logged steps."""
-    rewards = [float(entry["reward"]) for entry in log_history if "reward" in entry]
-    if not rewards:
-        raise ValueError("no step logged a reward; set logging_steps: 1")
-    tenth = max(1, len(rewards) // 10)
-    return {"reward/first": float(np.mean(rewards[:tenth])), "reward/last": float(np.mean(rewards[-tenth:]))}
+    """`reward/first` and `reward/last`; see `curve_ends`."""
+    return curve_ends(log_history, "reward")
+
+
+def curve_ends(log_history: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """`key`/first and `key`/last: the means of a logged number over the first and the last tenth of the logged steps.
+
+    Raises:
+        ValueError: no step logged it.
+    """
+    values = [float(entry[key]) for entry in log_history if entry.get(key) is not None]
+    if not values:
+        raise ValueError(f"no step logged a {key}; set logging_steps: 1")
+    tenth = max(1, len(values) // 10)
+    return {f"{key}/first": float(np.mean(values[:tenth])), f"{key}/last": float(np.mean(values[-tenth:]))}

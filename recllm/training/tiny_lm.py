@@ -49,7 +49,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers: int, num_heads: int, max_length: int, seed: int
+    tokenizer: PreTrainedTokenizerFast,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    max_length: int,
+    seed: int,
+    attention_dropout: float = 0.0,
 ) -> Qwen3ForCausalLM:
     """A randomly initialised Qwen3 with tied embeddings; rows are padded to a multiple of 64."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -64,6 +70,7 @@ def build_model(
         num_key_value_heads=num_heads,
         head_dim=hidden_size // num_heads,
         max_position_embeddings=max_length,
+        attention_dropout=attention_dropout,
         tie_word_embeddings=True,
         # With the tokens' own spread a small tied head starts near uniform.
         initializer_range=hidden_size**-0.5 / 2,

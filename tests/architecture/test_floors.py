@@ -15,7 +15,7 @@ FLOORS = {
     "decoding": 2,
     "backbones": 3,
     "tools": 4, "teachers": 4,
-    "planner": 5, "needs": 5, "rationales": 5,
+    "planner": 5, "needs": 5, "rationales": 5, "recommender": 5,
     "evaluation": 6,
     "training": 7, "merging": 7,
     "hub": 8, "tuning": 8,

@@ -102,6 +102,40 @@ def test_prefixes_are_exact_where_a_table_of_positions_is_not() -> None:
         trie.walk([1, 5, 8])
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), min_size=1, max_size=40),
+    st.integers(0, 10**6),
+)
+def test_items_behind_a_node_are_those_with_its_sid(sequences: list[tuple[int, ...]], seed: int) -> None:
+    """Random collisions, some sids beginning others; behind one sid the items come by priority, then id."""
+    priority_N = np.random.default_rng(seed).integers(3, size=len(sequences)).astype(float)
+    arrays = [np.array(sequence) for sequence in sequences]
+    trie = SidTrie.from_sequences(arrays, shared=True, priority_N=priority_N)
+    known = sorted(continuations(sequences))
+    nodes_B = torch.tensor([trie.walk(prefix) for prefix in known])
+    behind = trie.items_behind(nodes_B)
+    for row, prefix in enumerate(known):
+        expected = [item for item, sequence in enumerate(sequences) if sequence == prefix]
+        expected.sort(key=lambda item: (-priority_N[item], item))
+        assert behind.items_F[behind.offsets_B1[row] : behind.offsets_B1[row + 1]].tolist() == expected
+        assert trie.item(int(nodes_B[row])) == (expected[0] if expected else None)
+    assert trie.is_even == (len({len(sequence) for sequence in sequences}) == 1)
+    if len(set(sequences)) < len(sequences):
+        with pytest.raises(ValueError, match="have the same token ids"):
+            SidTrie.from_sequences(arrays)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequence_sets)
+def test_levels_are_the_tokens_at_a_place(sequences: set[tuple[int, ...]]) -> None:
+    trie = SidTrie.from_sequences([np.array(sequence) for sequence in sorted(sequences)])
+    for level, (tokens, (first, last)) in enumerate(zip(trie.level_tokens, trie.level_edges, strict=True)):
+        assert tokens.tolist() == sorted({sequence[level] for sequence in sequences if len(sequence) > level})
+        assert torch.equal(tokens[trie.column_E[first:last]], trie.tokens_E[first:last])
+    assert trie.level_edges[-1][1] == len(trie.tokens_E)
+
+
 def test_table_and_token_ids_give_the_items() -> None:
     table = SidTable(np.array([[1, 0], [0, 2], [1, 1]]), (2, 4))
     trie = SidTrie.from_table(table, [np.array([100, 101]), np.array([110, 111, 112, 113])])

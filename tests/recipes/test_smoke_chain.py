@@ -151,6 +151,42 @@ def test_the_delivered_planner_evaluates_to_its_own_numbers(outputs, tmp_path):
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
 
 
+def test_the_recommender_is_trained_on_its_own_answers_and_delivered(outputs):
+    found = metrics(outputs / "grpo_recommender")
+    assert found["steps"] == 2 and found["group_duplicates/last"] == 0
+    assert 0 < found["allowed_mass/last"] <= 1
+    for when in ("before", "after"):
+        low, mean, high = (found[f"validation/{when}_ndcg@10{end}"] for end in ("_lo", "", "_hi"))
+        assert 0 <= low <= mean <= high <= 1
+    folder = outputs / "grpo_recommender"
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "rewards.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert (folder / "sid_table").is_dir() and not list(folder.glob("checkpoint-*"))
+
+
+def test_beam_exact_scores_and_backbone_stand_in_one_set_of_numbers(outputs):
+    found = metrics(outputs / "recommender_evaluation")
+    assert found["n"] == 16 and found["beam/validity"] == found["exact/validity"] == 1.0
+    for side in ("beam", "exact", "backbone"):
+        assert 0 <= found[f"{side}/ndcg@10"] <= found[f"{side}/recall@10"] <= 1
+        assert 0 < found[f"{side}/coverage@10"] <= 1
+    assert found["exact/ndcg@10"] == pytest.approx(found["beam/ndcg@10"], abs=0.2)
+    assert 0 <= found["beam_recall"] <= 1
+
+
+def test_the_delivered_recommender_recommends_from_its_folder_alone(outputs):
+    from typer.testing import CliRunner
+
+    from recllm.cli import app
+
+    history = "Film number 1 of Comedy; #5"
+    result = CliRunner().invoke(
+        app, ["recommend", "--model", str(outputs / "grpo_recommender"), "--history", history, "-k", "3", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Film number" in result.stdout
+
+
 def test_a_second_start_does_nothing(outputs, capsys):
     before = (outputs / "sasrec" / "run.json").stat().st_mtime_ns
     config = ROOT / "recipes" / "configs" / "train_backbone" / "smoke.yaml"

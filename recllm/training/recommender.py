@@ -1,0 +1,233 @@
+"""GRPO for the recommender, from prompts to delivered folder: groups drawn over the trie, on TRL's trainer as it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from recllm.data.splits import Examples, load_split
+from recllm.decoding.trie import SidTrie
+from recllm.evaluation.recommender import TOP, Recommender, by_beam, sampled
+from recllm.evaluation.report import plot_rewards
+from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
+from recllm.metrics.ranking import ndcg_at_k
+from recllm.provenance import RunRecord
+from recllm.recommender.rewards import MONITORS, TERMS, Reward
+from recllm.sid.table import SidTable
+from recllm.training.grpo import curve_ends, prompts_per_step, schedule
+from recllm.training.recommender_rollout import GroupRollout, answer_end
+from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
+from recllm.training.validation import ValidationNDCG, evaluating
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
+logger = logging.getLogger(__name__)
+
+# Above this share of groups, and below this probability mass, a step is mostly wasted.
+MAX_ZERO_STD, MIN_ALLOWED_MASS = 0.8, 0.5
+BEAMS = 20
+GROUP_METRICS = ("allowed_mass", "group_hit_rate", "groups_without_hit", "group_duplicates")
+
+# The draw knows a temperature and nothing else that shapes a distribution. Name -> TRL's value for "off".
+_IGNORED = {"top_p": (1.0, None), "top_k": (0, None), "min_p": (None,), "repetition_penalty": (1.0, None)}
+_IGNORED |= {"generation_kwargs": (None, {}), "use_vllm": (False,), "off_policy_mask_threshold": (None,)}
+_IGNORED |= {"use_transformers_continuous_batching": (False, None)}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How a group is drawn: see `GroupRollout` for `draw` and `inclusion.py` for `inclusion_weights`."""
+
+    draw: str = "without_replacement"
+    inclusion_weights: bool = False
+
+
+def build_recommender_trainer(
+    rows: Dataset,
+    table: SidTable,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+    weights: Mapping[str, float],
+    groups: Groups = Groups(),  # noqa: B008
+    watches: Sequence[ValidationNDCG] = (),
+) -> GRPOTrainer:
+    """A GRPOTrainer whose groups are drawn over the table's trie, on rows of `recommender/prompts.py`.
+
+    `weights` names a term of `TERMS` each; terms of weight 0 are left out.
+
+    Raises:
+        ValueError: no term has a weight, a weight is negative, or a setting that the draw cannot honour.
+    """
+    from recllm.training.sft import load_model, peft_config, sid_row_ids
+
+    used = {name: weight for name, weight in weights.items() if weight}
+    if not used or min(used.values()) < 0:
+        raise ValueError(f"rewards need weights of at least 0, one of them positive; got {dict(weights)}")
+    check_settings(training_args, groups, len(np.unique(table.codes_NL, axis=0)))
+    tokenizer, model = load_model(model_args)
+    end = answer_end(tokenizer, table.text(0))
+    check_end(training_args, end)
+    training_args.reward_weights = [*used.values(), *(0.0 for _ in MONITORS)]
+    training_args.shuffle_dataset = False
+    training_args.max_completion_length = table.levels + len(end)  # a divisor of the dr_grpo loss
+    per_step = prompts_per_step(training_args)
+    source = model_args.model_name_or_path
+    trainer = trainer_class(groups)(
+        model=model,
+        reward_funcs=[Reward(name, term, table) for name, term in {**{n: TERMS[n] for n in used}, **MONITORS}.items()],
+        args=training_args,
+        train_dataset=schedule(rows, training_args.max_steps, per_step, training_args.seed),
+        processing_class=tokenizer,
+        rollout_func=GroupRollout(SidTrie.from_table(table, tokenizer), end, groups.draw, training_args.seed),
+        peft_config=peft_config(model, sid_row_ids(tokenizer, source), model_args),
+        callbacks=[*watches, GroupAlarm()],
+    )
+    head = trainer.model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        # TRL's fused head asks for it; PEFT's wrapper of a tied head knows the weight alone (`peft_config` refuses a bias).
+        head.bias = None
+    if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
+        raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
+    return trainer
+
+
+def trainer_class(groups: Groups) -> type:
+    """TRL's GRPOTrainer, or the one with weighted advantages."""
+    if not groups.inclusion_weights:
+        from trl import GRPOTrainer
+
+        return GRPOTrainer
+    from recllm.training.recommender_trainer import InclusionWeightedTrainer, check_override
+
+    check_override()
+    return InclusionWeightedTrainer
+
+
+def check_settings(args: GRPOConfig, groups: Groups, sids: int) -> None:
+    """Refuse what would train on something else than it says.
+
+    Raises:
+        ValueError: a group that straddles processes or exceeds the catalogue, settings of generation that the draw does
+            not know, weights where none are due, or weights sliced over processes.
+    """
+    batch, steps, size = args.per_device_train_batch_size, args.steps_per_generation, args.num_generations
+    if batch * steps % size:
+        raise ValueError(
+            f"a process draws per_device_train_batch_size={batch} x steps_per_generation={steps} = {batch * steps} "
+            f"completions at a time, which num_generations={size} does not divide: a group would straddle two "
+            f"processes. Set per_device_train_batch_size to a multiple of {size}"
+        )
+    if groups.draw == "without_replacement" and size > sids:
+        raise ValueError(f"num_generations={size} different answers are asked for, and the catalogue has {sids} sids")
+    for name, off in _IGNORED.items():
+        if getattr(args, name, off[0]) not in off:
+            raise ValueError(f"{name}: {getattr(args, name)} has no effect on a draw over the trie; leave it out")
+    if groups.inclusion_weights and groups.draw != "without_replacement":
+        raise ValueError("inclusion_weights belong to draw: without_replacement; independent answers weigh the same")
+    if groups.inclusion_weights and args.temperature != 1:
+        raise ValueError(
+            f"inclusion_weights estimate means under the model at temperature 1; got temperature: {args.temperature}"
+        )
+
+
+def check_end(args: GRPOConfig, end: Sequence[int]) -> None:
+    """Raise ValueError where completions without an end would all be thrown away."""
+    if args.mask_truncated_completions and not end:
+        raise ValueError(
+            "mask_truncated_completions: true would mask every answer, since the model's chat template ends none"
+        )
+
+
+class GroupAlarm(TrainerCallback):
+    """Warns, once a run for each, where groups teach nothing or where the loss is about other tokens than the draw.
+
+    `raised` counts the logged steps that gave each alarm.
+    """
+
+    def __init__(self) -> None:
+        self.raised = {"zero_variance": 0, "outside": 0}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        zero, mass = logs.get("frac_reward_zero_std") or 0.0, logs.get("allowed_mass")
+        if zero > MAX_ZERO_STD:
+            self._raise("zero_variance", f"step {state.global_step}: {zero:.0%} of the groups have equal rewards and "
+                        "teach nothing; raise num_generations, give prefix_weight a value, or train longer before")
+        if mass is not None and mass < MIN_ALLOWED_MASS:
+            self._raise("outside", f"step {state.global_step}: free sampling would stay on SIDs of the catalogue with a "
+                        f"probability of {mass:.2f} only, and the loss is about free sampling; fine-tune the model first")
+
+    def _raise(self, kind: str, text: str) -> None:
+        self.raised[kind] += 1
+        if self.raised[kind] == 1:
+            logger.warning(text)
+
+
+def graded_examples(dataset: str | Path, users: int | None, watches: Sequence[ValidationNDCG] = ()) -> Examples:
+    """At most `users` validation examples for the comparison of before and after.
+
+    Where there are enough, none is among those that a watch chooses the best weights by: these would flatter the after.
+    """
+    examples = load_split(dataset).validation
+    if users is not None and watches:
+        watched = np.concatenate([watch.examples.user_E for watch in watches])
+        rest = examples.subset(~np.isin(examples.user_E, watched))
+        examples = rest if len(rest) >= users else examples
+    return sampled(examples, users, seed=1)
+
+
+def validation_values(model: Any, tokenizer: Any, table: SidTable, examples: Examples) -> np.ndarray:
+    """NDCG@10 of each example by beam, seen items not competing, float64 of shape (E,)."""
+    with evaluating(model):
+        answers = by_beam(Recommender(model, tokenizer, table), examples, exclude_seen=True, beams=BEAMS)
+    return ndcg_at_k(answers.rank_E, TOP)
+
+
+def train_recommender(
+    trainer: GRPOTrainer,
+    record: RunRecord,
+    source: str,
+    table: SidTable,
+    graded: Examples,
+    watches: Sequence[ValidationNDCG] = (),
+) -> dict[str, Any]:
+    """Train, deliver merged weights and draw the reward curve; returns the metrics, on the main process only.
+
+    `validation/before_`, `after_` and `gain_ndcg@10` are means over the `graded` users with their intervals, the gain's
+    being paired; `reward`, `allowed_mass` and the groups' numbers are given for the first and the last tenth of the
+    steps, which have the same prompts.
+    """
+    tokenizer, before_E = trainer.processing_class, None
+    if trainer.is_world_process_zero():
+        before_E = validation_values(trainer.accelerator.unwrap_model(trainer.model), tokenizer, table, graded)
+    outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
+    model = whole(trainer)
+    if model is None:
+        return {}
+    deliver(model, tokenizer, record.folder, source)
+    metrics = gain_metrics(before_E, validation_values(model, tokenizer, table, graded))
+    history = trainer.state.log_history
+    for key in ("reward", *GROUP_METRICS):
+        metrics |= curve_ends(history, key)
+    for watch in watches:
+        metrics |= watch.metrics()
+    plot_rewards(history, record.folder / "rewards.png")
+    remove_checkpoints(record.folder)
+    return metrics | {"steps": trainer.state.global_step, "train_seconds": round(outcome.metrics["train_runtime"], 1)}
+
+
+def gain_metrics(before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
+    """Flat means of NDCG@10 before and after with intervals, the paired gain, and how many users they are over."""
+    metrics = flat(f"validation/before_ndcg@{TOP}", mean_interval(before_E))
+    metrics |= flat(f"validation/after_ndcg@{TOP}", mean_interval(after_E))
+    metrics |= flat(f"validation/gain_ndcg@{TOP}", paired_interval(after_E, before_E))
+    return metrics | {"validation/graded_users": len(after_E)}
