@@ -1,9 +1,11 @@
 """Teach a language model to write semantic ids: add the SID table's tokens to its vocabulary.
 
 Method: one regular token a code (a special one would vanish under skip_special_tokens). Each new embedding row starts
-    as the mean of the title tokens of the items that carry the code (`mean`), or as noise around the mean row with
-    the base rows' spread (`noise`, for ablations). Base rows keep every bit, tied weights stay tied, the rows are
-    padded to a multiple of 64. The table travels in sid_table/ and its hash in config.json.
+    as the mean of the title tokens of the items that carry the code (`mean`), as the mean vector of these items,
+    mapped into the model's space by a ridge regression from item vectors to titles and scaled to a base row's spread
+    (`centroid`), or as noise around the mean row with that spread (`noise`, for ablations). Base rows keep
+    every bit, tied weights stay tied, the rows are padded to a multiple of 64. The table travels in sid_table/ and its
+    hash in config.json.
 Run:   python recipes/extend_vocab.py --base_model Qwen/Qwen3-0.6B --sid_table DIR --dataset DIR --output_dir OUT
 Quick: python recipes/extend_vocab.py --config recipes/configs/extend_vocab/quickstart.yaml
 Makes: model, tokenizer, generation_config.json, sid_table/, metrics.json (sid_tokens, rows_before, rows_after).
@@ -24,7 +26,7 @@ class Arguments:
     base_model: str = field(metadata={"help": "model folder, name of an asset, or Hub id"})
     sid_table: str = field(metadata={"help": "SID table folder (train_sid_tokenizer.py)"})
     dataset: str = field(metadata={"help": "data set folder the table was made from (titles for the mean rows)"})
-    init: str = field(default="mean", metadata={"help": "mean or noise"})
+    init: str = field(default="mean", metadata={"help": "mean, centroid or noise"})
     chat_template: str = field(default="keep", metadata={"help": "keep, or lean or qwen3 for tool calls"})
     seed: int = field(default=0, metadata={"help": "seed of the noise"})
 
@@ -38,13 +40,15 @@ def main(args: Arguments) -> None:
     if record.complete:
         return
 
+    from recllm.sid.embeddings import load_embeddings
     from recllm.sid.table import SidTable
 
     catalog = Catalog.load(args.dataset)
     table = SidTable.load(args.sid_table)
+    vectors_ND = load_embeddings(args.sid_table) if args.init == "centroid" else None
 
     model, tokenizer = load_base(args.base_model)
-    extension = extend(model, tokenizer, table, titles=catalog.titles, init=args.init, seed=args.seed)
+    extension = extend(model, tokenizer, table, catalog.titles, args.init, args.seed, vectors_ND=vectors_ND)
 
     if args.chat_template != "keep":
         set_chat_template(tokenizer, args.chat_template)

@@ -169,6 +169,16 @@ def test_a_chain_that_breaks_asks_for_the_data_set(call, project, tmp_path):
     assert "--dataset" in call("--model", tmp_path / "alone/model", "--history", "Film a0").stderr
 
 
+def test_a_data_set_that_was_made_anew_is_not_the_models(call, project, tmp_path):
+    shutil.copytree(project / "outputs/p", tmp_path / "copy/outputs/p")
+    words = ("--model", tmp_path / "copy/outputs/p/model", "--history", "#0", "--json")
+    assert call(*words).exit_code == 0
+    worlds.write_dataset(tmp_path / "copy/outputs/p/dataset", worlds.histories(seed=5))
+    (tmp_path / "copy/outputs/p/dataset/run.json").unlink()
+    done = call(*words)
+    assert done.exit_code == 1 and "name its folder with --dataset" in done.stderr
+
+
 def test_what_does_not_belong_together_is_one_clear_error(call, project, tmp_path):
     small = worlds.write_dataset(tmp_path / "small", [[0, 1, 2, 3, 4]], items=5)
     done = call("--model", project / "outputs/p/model", "--history", "#0", "--dataset", small)

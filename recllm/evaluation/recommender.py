@@ -77,7 +77,11 @@ class Recommender:
             ValueError: a prompt has no token (an empty history under a template that writes sids alone).
         """
         chats = [recommend_prompt([self.texts[item] for item in history.tolist()]) for history in histories]
-        prompts = self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+        # Fine-tuning on answers without a thought has taught Qwen3's template to write an empty one before them. Other
+        # templates do not know the word.
+        prompts = self.tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, return_dict=False, enable_thinking=False
+        )
         if not all(prompts):
             raise ValueError(f"history {[len(p) for p in prompts].index(0)} gives an empty prompt: it needs an item")
         return prompts

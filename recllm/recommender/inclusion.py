@@ -14,8 +14,8 @@ import torch
 def inclusion_weights(logp_GK: torch.Tensor, inclusion_GK: torch.Tensor) -> torch.Tensor:
     """w_i = K (p_i / q_i) / sum_j (p_j / q_j), float32 (groups, K): mean 1, within 0..K.
 
-    `logp_GK` is log p of each drawn item, `inclusion_GK` its q in (0, 1]. Normalising trades the estimator's unbiasedness
-    for a bound: one item can at most take the whole group's weight.
+    `logp_GK` is log p of each drawn item, `inclusion_GK` its q in (0, 1]. Normalising trades the estimator's
+    unbiasedness for a bound: one item can at most take the whole group's weight.
 
     Raises:
         ValueError: shapes that differ, or a q outside (0, 1].

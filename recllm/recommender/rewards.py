@@ -3,8 +3,8 @@
 A term is a pure function of columns, one value a completion: `item` (what the completion names, None where it is not
 exactly one sid of the catalogue), `target`, `table`, and for terms that compare within a group `group` (members share a
 number) and `place` (0 is the member that the model scores highest). Where a table lets items share a sid, the first of
-them stands for all, as item and as target. Whatever the weights, as long as none is negative, an invalid answer is never
-worth more than a valid miss of the same group, and a miss never more than a hit.
+them stands for all, as item and as target. Whatever the weights, as long as none is negative, an invalid answer is
+never worth more than a valid miss of the same group, and a miss never more than a hit.
 
 `Reward` is a term as TRL calls it: it reads the item out of the completion's text, never out of what a rollout claims.
 The reward on a beam after each thought stands in `rollout_beam.py`; without a thought it would be the same for all
@@ -56,7 +56,9 @@ def rank(
     values = [0.0] * len(item)
     for members in members_of(group):
         if sorted(place[i] for i in members) != list(range(len(members))):
-            raise ValueError(f"group {group[members[0]]} of {len(members)} has the places {[place[i] for i in members]}")
+            raise ValueError(
+                f"group {group[members[0]]} of {len(members)} has the places {[place[i] for i in members]}"
+            )
         if not any(item[i] == target[i] for i in members):
             continue
         penalty_G = ndcg_at_k(np.arange(len(members)), len(members))
@@ -116,12 +118,14 @@ class Reward:
 
 
 def read_item(table: SidTable, completion: Any) -> int | None:
-    """The item that a completion names (the first behind its sid), or None where its answer is anything but exactly one sid of the catalogue.
+    """The item that a completion names, the first behind its sid; None where that is not exactly one sid of an item.
 
     The answer is the whole text or, after a thought between the markers, what follows it. Never raises.
     """
     if isinstance(completion, list):
-        whole = len(completion) == 1 and completion[0].get("role") == "assistant" and not completion[0].get("tool_calls")
+        whole = (
+            len(completion) == 1 and completion[0].get("role") == "assistant" and not completion[0].get("tool_calls")
+        )
         completion = completion[0].get("content") if whole else None
     if not isinstance(completion, str):
         return None

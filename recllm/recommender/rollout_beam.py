@@ -80,7 +80,7 @@ class RolloutBeam:
 
 
 def thought_of(opened: str, text: str) -> str | None:
-    """The beginning of `text` up to the end of its thought, or None where it has none; `opened` is the prompt's text."""
+    """The beginning of `text` up to the end of its thought, None where it has none; `opened` is the prompt's text."""
     thought, mark, _ = text.partition(THINK_CLOSE)
     if not mark or not (thought.startswith(THINK_OPEN) or opened.rstrip().endswith(THINK_OPEN)):
         return None

@@ -26,8 +26,8 @@ def resolve_collisions(
     suffix: one more level numbers the items behind a tuple in item order (TIGER); its size is the largest such
     number of items. nearest: the item closest to the tuple's centroids keeps it, the others of the same prefix
     take free codes of the last level at the least summed squared error; where the prefix has none left, an item
-    goes down from the longest prefix with room, each level the nearest code with room. share: the codes stay as they are, for a `SidTable` with `shared=True`.
-    All are deterministic.
+    goes down from the longest prefix with room, each level the nearest code with room. share: the codes
+    stay as they are, for a `SidTable` with `shared=True`. All are deterministic.
 
     Raises:
         ValueError: an unknown policy, more items than tuples (nearest), or a ninth level (suffix).

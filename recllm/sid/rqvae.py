@@ -11,67 +11,18 @@ scaled to unit variance. Codebooks start at the centroids of residual k-means ov
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from recllm.sid.rqkmeans import ResidualKMeans, as_tensor
 from recllm.sid.rqvae_fit import fit_network
+from recllm.sid.rqvae_network import Quantised
 
 RQVAE_FILE = "rqvae.safetensors"
 _BLOCK_ROWS = 16384
-
-
-class Quantised(nn.Module):
-    """Encoder, codebooks and decoder. `mean_D` and `scale` bring the vectors to mean 0 and variance 1."""
-
-    def __init__(self, width: int, widths: Sequence[int], latent: int, level_sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.encoder = _mlp([width, *widths, latent])
-        self.decoder = _mlp([latent, *reversed(widths), width])
-        self.codebooks = nn.ParameterList([nn.Parameter(torch.zeros(size, latent)) for size in level_sizes])
-        self.register_buffer("mean_D", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(()))
-
-    def encode(self, vectors_BD: torch.Tensor) -> torch.Tensor:
-        """Latents (rows, latent width) of raw vectors (rows, width)."""
-        return self.encoder((vectors_BD - self.mean_D) / self.scale)
-
-    def quantise(
-        self, latents_BD: torch.Tensor, beta: float, epsilon: float = 0.0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes (rows, levels), straight-through sums of their entries (rows, latent width), and the codebook loss.
-
-        With `epsilon` the last level's codes are those of an entropic transport plan to equally used codes.
-        """
-        residual_BD, total_BD, loss, codes = latents_BD, torch.zeros_like(latents_BD), latents_BD.new_zeros(()), []
-        for level, entries_KD in enumerate(self.codebooks):
-            distances_BK = squared_distances(residual_BD.detach(), entries_KD.detach())
-            last = level == len(self.codebooks) - 1
-            codes_B = sinkhorn_codes(distances_BK, epsilon) if epsilon and last else distances_BK.argmin(1)
-            chosen_BD = entries_KD[codes_B]
-            loss = loss + nn.functional.mse_loss(chosen_BD, residual_BD.detach())
-            loss = loss + beta * nn.functional.mse_loss(residual_BD, chosen_BD.detach())
-            residual_BD = residual_BD - chosen_BD.detach()
-            total_BD = total_BD + chosen_BD.detach()
-            codes.append(codes_B)
-        return torch.stack(codes, dim=1), latents_BD + (total_BD - latents_BD).detach(), loss
-
-    def loss(self, vectors_BD: torch.Tensor, beta: float, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss over raw vectors (rows, width), and their codes (rows, levels)."""
-        codes_BL, quantised_BD, loss = self.quantise(self.encode(vectors_BD), beta, epsilon)
-        target_BD = (vectors_BD - self.mean_D) / self.scale
-        return loss + nn.functional.mse_loss(self.decoder(quantised_BD), target_BD), codes_BL
-
-    def decode(self, codes_BL: torch.Tensor) -> torch.Tensor:
-        """Raw vectors (rows, width) that the codes stand for."""
-        total_BD = sum(entries_KD[codes_BL[:, level]] for level, entries_KD in enumerate(self.codebooks))
-        return self.decoder(total_BD) * self.scale + self.mean_D
 
 
 @dataclass
@@ -93,7 +44,7 @@ class RQVAE:
     beta: float = 0.25
     sinkhorn: float = 0.0
     epochs: int = 300
-    batch_size: int = 1024
+    batch_size: int = 256
     lr: float = 1e-3
     check_every: int = 5
     patience: int = 10
@@ -163,7 +114,7 @@ class RQVAE:
         from safetensors.torch import save_file
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in self._fitted().state_dict().items()}
-        settings = {name: value for name, value in asdict_settings(self).items() if name != "device"}
+        settings = {name: value for name, value in vars(self).items() if name not in ("network", "device")}
         save_file(tensors, Path(folder) / RQVAE_FILE, metadata={"settings": json.dumps(settings)})
 
     @classmethod
@@ -189,41 +140,6 @@ class RQVAE:
         if self.network is None:
             raise RuntimeError("RQVAE has no network yet: call fit first")
         return self.network
-
-
-def squared_distances(vectors_BD: torch.Tensor, entries_KD: torch.Tensor) -> torch.Tensor:
-    """(rows, codes): |x - e|^2, at least 0."""
-    norms_BK = vectors_BD.square().sum(1)[:, None] + entries_KD.square().sum(1)
-    return (norms_BK - 2 * vectors_BD @ entries_KD.T).clamp_min(0)
-
-
-def sinkhorn_codes(distances_BK: torch.Tensor, epsilon: float, iterations: int = 50) -> torch.Tensor:
-    """Code of each row (rows,) with the most mass in the entropic transport plan to equally used codes.
-
-    Distances are scaled to the range [0, 1] first, so `epsilon` is free of units (LC-Rec, arXiv 2311.09049, eq. 3).
-    """
-    # Float64: exp(-1 / .003) is far below float32. The row's minimum may be taken off, it only scales the row.
-    costs_BK = distances_BK.double()
-    costs_BK = (costs_BK - costs_BK.min(1, keepdim=True).values) / (costs_BK.max() - costs_BK.min()).clamp_min(1e-12)
-    plan_BK = torch.exp(-costs_BK / epsilon)
-    weights_K = torch.ones_like(plan_BK[0])
-    rows, codes = plan_BK.shape
-    for _ in range(iterations):
-        weights_B = 1 / (rows * (plan_BK @ weights_K)).clamp_min(1e-300)
-        weights_K = 1 / (codes * (plan_BK.T @ weights_B)).clamp_min(1e-300)
-    return (plan_BK * weights_K).argmax(1)
-
-
-def asdict_settings(quantizer: RQVAE) -> dict:
-    """The settings without the network, fit for JSON."""
-    return {name: value for name, value in vars(quantizer).items() if name != "network"}
-
-
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _device_here() -> torch.device:

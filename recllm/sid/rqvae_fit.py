@@ -11,9 +11,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recllm.sid.quantizer import collision_rate
+from recllm.sid.rqvae_network import Quantised, squared_distances
 
 if TYPE_CHECKING:
-    from recllm.sid.rqvae import RQVAE, Quantised
+    from recllm.sid.rqvae import RQVAE
 
 
 def fit_network(network: Quantised, vectors_ND: torch.Tensor, settings: RQVAE, generator: torch.Generator) -> None:
@@ -68,16 +69,14 @@ def measure(network: Quantised, vectors_ND: torch.Tensor) -> tuple[float, float]
 
 
 @torch.no_grad()
-def revive(
-    network: Quantised, vectors_ND: torch.Tensor, used: list[torch.Tensor], generator: torch.Generator
-) -> int:
+def revive(network: Quantised, vectors_ND: torch.Tensor, used: list[torch.Tensor], generator: torch.Generator) -> int:
     """Move the codes that `used` counts no row for to residuals of random vectors; returns how many moved.
 
     `used` holds the number of rows (codes,) of each level. With more dead codes than vectors the rest stays.
     """
     residual_ND, moved = network.encode(vectors_ND), 0
     for entries_KD, counts_K in zip(network.codebooks, used, strict=True):
-        codes_N = torch.cdist(residual_ND, entries_KD).argmin(1)
+        codes_N = squared_distances(residual_ND, entries_KD).argmin(1)
         dead_E = (counts_K == 0).nonzero().squeeze(1)[: len(vectors_ND)]
         rows_E = torch.randperm(len(vectors_ND), generator=generator)[: len(dead_E)].to(residual_ND.device)
         after_ND = residual_ND - entries_KD[codes_N]

@@ -6,21 +6,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from recllm.provenance import read_json
+from recllm.sid.initial_rows import INITS, initial_rows, title_tokens
 from recllm.sid.table import SidTable, token_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TABLE_FOLDER = "sid_table"
-INITS = ("mean", "noise")
-# Rows of embeddings are gathered for so many title tokens at a time (times width: the memory in use).
-_BLOCK_TOKENS = 65536
 
 
 @dataclass(frozen=True)
@@ -49,31 +47,39 @@ def extend(
     init: str = "mean",
     seed: int = 0,
     multiple: int = 64,
+    vectors_ND: np.ndarray | None = None,
 ) -> Extension:
     """Add the table's sid tokens to the model and its tokenizer, in place.
 
     The tokens are regular ones (they survive `skip_special_tokens`). Their rows start as (`init`)
     mean: the mean of the base embeddings of all title tokens of the items that carry the code; a code that no
     titled item carries gets the mean base row. noise: the mean base row plus normal noise of the base rows' own
-    spread. An untied output head is initialised the same way from its own rows. The number of rows is padded to a
-    multiple of `multiple` with mean rows and never shrinks; the rows of the base vocabulary keep every bit; tied
-    weights stay tied. `titles[i]` is the title of item i. A model that already speaks this table is left as it is.
+    spread. centroid: the mean of `vectors_ND` over the items that carry the code, mapped to the space of the title
+    tokens and brought to a base row's usual distance from the mean row (`initial_rows`). An untied output head is
+    initialised the same way from its own rows. The number of rows is padded to a multiple of `multiple` with mean
+    rows and never shrinks; the rows of the base vocabulary keep every bit; tied weights stay tied. `titles[i]` and
+    `vectors_ND[i]` belong to item i. A model that already speaks this table is left as it is.
 
     Raises:
         ValueError: the model speaks another table, its vocabulary already has some of the tokens, an unknown init,
-            "mean" without a title for each item, or a tokenizer with more tokens than the model has rows.
+            "mean" or "centroid" without a title for each item, "centroid" without a vector for each or without any
+            title, or a tokenizer with more tokens than the model has rows.
     """
     rows_before = model.get_input_embeddings().weight.shape[0]
     if getattr(model.config, "sid_table_hash", None) == table.hash:
         return Extension(sid_token_ids(tokenizer, table), rows_before, rows_before, changed=False)
     base = len(tokenizer)
-    _check_fits(model, base, table, titles, init)
+    _check_fits(model, base, table, titles, init, vectors_ND)
     # Before the tokens exist, so that no title can be read as one of them.
-    words = _title_tokens(tokenizer, titles) if init == "mean" else None
+    words = title_tokens(tokenizer, titles) if init != "noise" else None
+    if init == "centroid" and len(words.ids_M) == 0:
+        raise ValueError("init 'centroid' needs items with titles: all titles are empty")
     token_ids = _add_tokens(tokenizer, table, base)
     rows_after = -(-max(rows_before, len(tokenizer)) // multiple) * multiple
     fresh = slice(base, len(tokenizer))
-    starts = [_initial_rows(weight_VD, base, table, words, init, seed) for weight_VD in _rows(model)]
+    starts = [
+        initial_rows(weight_VD.detach()[:base], table, init, seed, words, vectors_ND) for weight_VD in _rows(model)
+    ]
     model.resize_token_embeddings(rows_after, mean_resizing=False)
     if len(_rows(model)) != len(starts):
         raise ValueError("resizing changed whether input and output embeddings are tied: this model is not supported")
@@ -85,7 +91,14 @@ def extend(
     return Extension(token_ids, rows_before, rows_after, changed=True)
 
 
-def _check_fits(model: PreTrainedModel, base: int, table: SidTable, titles: Sequence[str], init: str) -> None:
+def _check_fits(
+    model: PreTrainedModel,
+    base: int,
+    table: SidTable,
+    titles: Sequence[str],
+    init: str,
+    vectors_ND: np.ndarray | None,
+) -> None:
     known = getattr(model.config, "sid_table_hash", None)
     rows = model.get_input_embeddings().weight.shape[0]
     if known is not None:
@@ -94,8 +107,11 @@ def _check_fits(model: PreTrainedModel, base: int, table: SidTable, titles: Sequ
         )
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
-    if init == "mean" and len(titles) != len(table):
-        raise ValueError(f"init 'mean' needs one title an item: got {len(titles)} titles for {len(table)} items")
+    if init != "noise" and len(titles) != len(table):
+        raise ValueError(f"init {init!r} needs one title an item: got {len(titles)} titles for {len(table)} items")
+    if init == "centroid" and (vectors_ND is None or len(vectors_ND) != len(table)):
+        known = "none" if vectors_ND is None else len(vectors_ND)
+        raise ValueError(f"init 'centroid' needs one vector an item: got {known} for {len(table)} items")
     if base > rows:
         raise ValueError(f"the tokenizer has {base} tokens but the model only {rows} embedding rows")
 
@@ -196,47 +212,3 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, table: SidTable, base: int) 
     if not np.array_equal(np.concatenate(token_ids), np.arange(base, len(tokenizer))):
         raise ValueError("the tokenizer's ids have gaps: the sid tokens did not get the ids after its last one")
     return token_ids
-
-
-@dataclass(frozen=True)
-class _TitleTokens:
-    """Tokens of all titles in one row: `ids_M` token ids, `items_M` the item each belongs to."""
-
-    ids_M: np.ndarray
-    items_M: np.ndarray
-
-
-def _title_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> _TitleTokens:
-    ids: list[list[int]] = tokenizer(list(titles), add_special_tokens=False)["input_ids"] if len(titles) else []
-    lengths_N = np.array([len(tokens) for tokens in ids], dtype=np.int64)
-    flat_M = np.fromiter((token for tokens in ids for token in tokens), dtype=np.int64, count=int(lengths_N.sum()))
-    return _TitleTokens(flat_M, np.repeat(np.arange(len(ids)), lengths_N))
-
-
-def _initial_rows(
-    weight_VD: torch.Tensor, base: int, table: SidTable, words: _TitleTokens | None, init: str, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Float32 rows of the sid tokens in level order, and the mean base row.
-    base_VD = weight_VD.detach()[:base]
-    mean_D = base_VD.mean(0, dtype=torch.float32)
-    size = sum(table.level_sizes)
-    if init == "noise":
-        spread_D = (base_VD.float() - mean_D).square().mean(0).sqrt()
-        noise_KD = torch.randn(size, len(mean_D), generator=torch.Generator().manual_seed(seed))
-        return mean_D + noise_KD.to(mean_D) * spread_D, mean_D
-    firsts_L = np.cumsum([0, *table.level_sizes[:-1]])
-    sums_KD = mean_D.new_zeros(size, len(mean_D))
-    counts_K = mean_D.new_zeros(size)
-    for start in range(0, len(words.ids_M), _BLOCK_TOKENS):
-        block = slice(start, start + _BLOCK_TOKENS)
-        vectors_MD = base_VD[_long(words.ids_M[block], base_VD)].float()
-        for codes_M in (table.codes_NL[words.items_M[block]] + firsts_L).T:
-            index_M = _long(codes_M, base_VD)
-            sums_KD.index_add_(0, index_M, vectors_MD)
-            counts_K.index_add_(0, index_M, torch.ones_like(vectors_MD[:, 0]))
-    means_KD = sums_KD / counts_K.clamp_min(1)[:, None]
-    return torch.where(counts_K[:, None] > 0, means_KD, mean_D), mean_D
-
-
-def _long(values: Any, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(like.device)

@@ -28,6 +28,7 @@ from recllm.training.validation import ValidationNDCG, evaluating
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def build_recommender_trainer(
     training_args: GRPOConfig,
     model_args: ModelConfig,
     weights: Mapping[str, float],
-    groups: Groups = Groups(),  # noqa: B008
+    groups: Groups = Groups(),
     watches: Sequence[ValidationNDCG] = (),
 ) -> GRPOTrainer:
     """A GRPOTrainer whose groups are drawn over the table's trie, on rows of `recommender/prompts.py`.
@@ -74,6 +75,8 @@ def build_recommender_trainer(
         raise ValueError(f"rewards need weights of at least 0, one of them positive; got {dict(weights)}")
     check_settings(training_args, groups, len(np.unique(table.codes_NL, axis=0)))
     tokenizer, model = load_model(model_args)
+    if training_args.disable_dropout:
+        without_attention_dropout(model)
     end = answer_end(tokenizer, table.text(0))
     check_end(training_args, end)
     training_args.reward_weights = [*used.values(), *(0.0 for _ in MONITORS)]
@@ -93,11 +96,19 @@ def build_recommender_trainer(
     )
     head = trainer.model.get_output_embeddings()
     if not hasattr(head, "bias"):
-        # TRL's fused head asks for it; PEFT's wrapper of a tied head knows the weight alone (`peft_config` refuses a bias).
+        # TRL's fused head asks for it; PEFT's wrapper of a tied head knows the weight alone. `peft_config` lets no model
+        # with a bias come here.
         head.bias = None
     if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
         raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
     return trainer
+
+
+def without_attention_dropout(model: PreTrainedModel) -> None:
+    """What TRL's `disable_dropout` leaves on: it finds dropout layers, while attention drops out by a number."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def trainer_class(groups: Groups) -> type:
@@ -160,11 +171,17 @@ class GroupAlarm(TrainerCallback):
         logs = logs or {}
         zero, mass = logs.get("frac_reward_zero_std") or 0.0, logs.get("allowed_mass")
         if zero > MAX_ZERO_STD:
-            self._raise("zero_variance", f"step {state.global_step}: {zero:.0%} of the groups have equal rewards and "
-                        "teach nothing; raise num_generations, give prefix_weight a value, or train longer before")
+            self._raise(
+                "zero_variance",
+                f"step {state.global_step}: {zero:.0%} of the groups have equal rewards and "
+                "teach nothing; raise num_generations, give prefix_weight a value, or train longer before",
+            )
         if mass is not None and mass < MIN_ALLOWED_MASS:
-            self._raise("outside", f"step {state.global_step}: free sampling would stay on SIDs of the catalogue with a "
-                        f"probability of {mass:.2f} only, and the loss is about free sampling; fine-tune the model first")
+            self._raise(
+                "outside",
+                f"step {state.global_step}: free sampling would stay on SIDs of the catalogue with a "
+                f"probability of {mass:.2f} only, and the loss is about free sampling; fine-tune the model first",
+            )
 
     def _raise(self, kind: str, text: str) -> None:
         self.raised[kind] += 1

@@ -53,8 +53,8 @@ class GroupRollout:
     """A `rollout_func` for GRPOTrainer: `draw` of each prompt's group over `trie`.
 
     Returns `prompt_ids`, `completion_ids`, `logprobs` (over the trie, at temperature 1; for the record, the loss
-    computes its own), `env_mask`, and for the rewards one value a completion: `drawn` (item), `group`, `place` (0 is the
-    group's best by log-probability), `logp` (of the whole sid), `allowed` (see `Samples`), `inclusion`.
+    computes its own), `env_mask`, and for the rewards one value a completion: `drawn` (item), `group`, `place` (0 is
+    the group's best by log-probability), `logp` (of the whole sid), `allowed` (see `Samples`), `inclusion`.
 
     Draws depend on `seed`, the optimizer step, the number of the draw within it and the process, so a resumed run draws
     what the uninterrupted one drew.
@@ -144,8 +144,8 @@ def group_prompts(prompts: Sequence[Any], size: int, strict: bool) -> list[list[
         return runs
     if strict:
         raise RuntimeError(
-            f"{len(prompts)} prompts arrived that are not runs of num_generations={size} equal ones, so groups straddle "
-            "processes or micro-batches; leave accelerate's split_batches and dispatch_batches at their defaults"
+            f"{len(prompts)} prompts arrived that are not runs of num_generations={size} equal ones, so groups "
+            "straddle processes or micro-batches; leave accelerate's split_batches and dispatch_batches at their defaults"
         )
     equal: dict[str, list[int]] = defaultdict(list)
     for position, prompt in enumerate(prompts):

@@ -34,8 +34,10 @@ def weighted_advantages(advantages_R: torch.Tensor, rows: list[dict]) -> torch.T
         RuntimeError: not one advantage a row, which another TRL may hand over.
     """
     if advantages_R.shape != (len(rows),):
-        raise RuntimeError(f"TRL {trl.__version__} gives advantages of shape {tuple(advantages_R.shape)} for {len(rows)} "
-                           "completions; set inclusion_weights: false or install trl>=1.16,<1.17")  # fmt: skip
+        raise RuntimeError(
+            f"TRL {trl.__version__} gives advantages of shape {tuple(advantages_R.shape)} for {len(rows)} completions; "
+            "set inclusion_weights: false or install trl>=1.16,<1.17"
+        )
     weighted_R = advantages_R.clone()
     for members in members_of([row["group"] for row in rows]):
         logp_1K, inclusion_1K = (torch.tensor([[rows[i][name] for i in members]]) for name in ("logp", "inclusion"))

@@ -79,8 +79,8 @@ def check_reload(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def remove_checkpoints(folder: str | Path) -> None:
-    """Drop the intermediate checkpoints of a run that delivered."""
-    for checkpoint in Path(folder).glob("checkpoint-*"):
+    """Drop the intermediate checkpoints of a run that delivered, and the best weights that were kept beside them."""
+    for checkpoint in Path(folder).glob("checkpoint*-*"):
         shutil.rmtree(checkpoint)
 
 

@@ -22,8 +22,8 @@ from recllm.metrics.ranking import ndcg_at_k, recall_at_k
 from recllm.provenance import read_json, write_json
 from recllm.sid.table import SidTable
 
-# Goes with the other checkpoints, and is none to resume from.
-BEST_FOLDER = "checkpoint-best"
+# Goes when the checkpoints go, and is none itself: the trainer's rotation deletes whatever is called `checkpoint-*`.
+BEST_FOLDER = "checkpoints-best"
 STATE_FILE = "validation.json"
 NDCG, RECALL = f"validation/ndcg@{TOP}", f"validation/recall@{TOP}"
 
@@ -38,7 +38,7 @@ class ValidationNDCG(TrainerCallback):
         patience: checks without a better NDCG@10 after which training stops; 0 never stops.
         beams, batch_size: of the beam search. Seen items do not compete.
 
-    The trainable weights of the best check lie in `checkpoint-best/` below the output folder, with the history of the
+    The trainable weights of the best check lie in `checkpoints-best/` below the output folder, with the history of the
     checks beside them, so a resumed run goes on where it was. When training ends they are put back into the model.
     Checks neither draw from the global random generators nor leave the model in another mode. With several processes
     the main one checks and the others wait.

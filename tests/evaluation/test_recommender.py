@@ -14,6 +14,7 @@ from rich.console import Console
 
 from recllm.backbones.fit import full_ranks
 from recllm.backbones.sasrec import SASRec
+from recllm.data.prompts import assistant, recommend_prompt
 from recllm.data.splits import load_split
 from recllm.evaluation.recommender import (
     Answers,
@@ -264,6 +265,23 @@ def test_weights_that_are_not_numbers_are_an_error(dataset):
     examples = load_split(dataset).test
     with pytest.raises(FloatingPointError, match="NaN"):
         by_beam(Recommender(model, tokenizer, table), examples, True, label=None)
+
+
+def test_a_template_that_thinks_is_asked_after_its_empty_thought():
+    table = worlds.make_table()
+    model, tokenizer = worlds.make_model(table)
+    # As Qwen3's: the last answer is written after an empty thought, which the opened turn has on request only.
+    thought = "{{- '<think>\\n\\n</think>\\n\\n' }}"
+    tokenizer.chat_template = (
+        "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+        "{%- if message.role == 'assistant' %}" + thought + "{%- endif %}{{- message.content + '<|im_end|>\\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+        "{%- if enable_thinking is defined and enable_thinking is false %}" + thought + "{%- endif %}{%- endif %}"
+    )
+    chat = [*recommend_prompt([table.text(3)]), assistant(table.text(4))]
+    whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    (prompt,) = Recommender(model, tokenizer, table).prompts([np.array([3])])
+    assert whole == tokenizer.decode(prompt) + table.text(4) + "<|im_end|>\n"
 
 
 def test_an_empty_prompt_is_an_error():

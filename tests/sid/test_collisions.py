@@ -40,6 +40,15 @@ def test_suffix_numbers_the_items_behind_a_tuple() -> None:
     assert sizes == (4, 4, 3)
 
 
+def test_share_leaves_the_codes_as_they_are() -> None:
+    codes, latents, centroids = world(2, 30, (3, 4))
+    shared, sizes = resolve_collisions(codes, (3, 4), latents, centroids, "share")
+    assert np.array_equal(shared, codes) and shared is not codes and sizes == (3, 4)
+    report = table_report(codes, shared, sizes, latents, centroids)
+    assert report["collision_rate_after"] == report["collision_rate_before"] == collision_rate(codes) > 0
+    assert report["moved_items"] == 0 and report["mse_after_policy"] == report["mse"]
+
+
 def test_nearest_keeps_the_closest_and_moves_the_other_by_the_least_added_error() -> None:
     # One level, centroids at 0, 1, 5 and -2. The items at .1 and .4 share code 0; .1 keeps it, .4 goes to 1.
     centroids = [np.array([[0.0], [1.0], [5.0], [-2.0]], dtype=np.float32)]

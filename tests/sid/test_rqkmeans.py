@@ -15,7 +15,7 @@ def clusters(seed: int = 0, items: int = 600, groups: int = 8, width: int = 5) -
     return (centres[rng.integers(groups, size=items)] + rng.normal(size=(items, width)) * 0.3).astype(np.float32)
 
 
-@pytest.mark.parametrize("init", ["k-means++", "sample"])
+@pytest.mark.parametrize("init", ["sketch++", "k-means++", "sample"])
 def test_codes_are_the_nearest_centroids_of_the_residual(init: str) -> None:
     vectors = clusters()
     quantizer = ResidualKMeans((8, 5, 3), init).fit(vectors)
@@ -51,6 +51,16 @@ def test_as_good_as_scikit_learn() -> None:
     assert ours <= 1.02 * theirs
 
 
+def test_seeding_on_a_sketch_is_as_good_as_on_the_vectors() -> None:
+    vectors = clusters(2, items=3000, groups=64, width=200)
+
+    def error(init: str) -> float:
+        found = [ResidualKMeans((64,), init, 2, seed=seed).fit(vectors) for seed in range(3)]
+        return sum(level_report(q.encode(vectors), (64,), vectors, q.centroids)["a/mse"] for q in found) / 3
+
+    assert error("sketch++") <= 1.2 * error("k-means++") < 0.5 * error("sample")
+
+
 def test_one_step_is_lloyds() -> None:
     vectors = clusters(1)
     first = ResidualKMeans((8,), "sample", max_iterations=0, seed=5).fit(vectors)
@@ -71,7 +81,7 @@ def test_the_seed_decides() -> None:
     assert torch.equal(global_state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("init", ["k-means++", "sample"])
+@pytest.mark.parametrize("init", ["sketch++", "k-means++", "sample"])
 def test_fewer_vectors_than_codes_are_reproduced(init: str) -> None:
     vectors = np.repeat(clusters(items=5), 2, axis=0)
     quantizer = ResidualKMeans((16, 4), init).fit(vectors)

@@ -135,3 +135,43 @@ def test_altered_or_missing_files_are_refused(table: SidTable, tmp_path: Path) -
         (tmp_path / TABLE_FILE).write_text(content)
         with pytest.raises(ValueError, match=TABLE_FILE):
             SidTable.load(tmp_path)
+
+
+SHARED = np.array([[1, 2], [0, 0], [1, 2], [3, 3], [1, 2], [0, 1]])
+
+
+def test_a_shared_table_answers_with_all_items_behind_a_sid() -> None:
+    table = SidTable(SHARED, (4, 4), shared=True)
+    for sid in {tuple(codes) for codes in SHARED.tolist()}:
+        twins = tuple(item for item in range(6) if table.sid(item) == sid)
+        assert table.items(sid) == twins and twins == tuple(sorted(twins))
+    assert table.items(table.parse(table.text(2))) == (0, 2, 4)
+    assert table.items((2, 2)) == () and table.items(None) == ()
+    with pytest.raises(ValueError, match="may share a sid"):
+        table.item((0, 0))
+    with pytest.raises(ValueError, match=r"items 0 and 2 share the sid \(1, 2\)"):
+        SidTable(SHARED, (4, 4))
+
+
+def test_items_of_a_table_that_is_not_shared(table: SidTable) -> None:
+    assert [table.items(table.sid(item)) for item in range(4)] == [(0,), (1,), (2,), (3,)]
+    assert table.items((3, 11, 3)) == ()
+
+
+def test_shared_is_saved_loaded_and_part_of_the_hash(table: SidTable, tmp_path: Path) -> None:
+    shared = SidTable(SHARED, (4, 4), shared=True)
+    shared.save(tmp_path / "shared")
+    loaded = SidTable.load(tmp_path / "shared")
+    assert loaded == shared and loaded.shared and loaded.items((1, 2)) == (0, 2, 4)
+    assert SidTable(CODES, SIZES, shared=True).hash != table.hash
+    description = (tmp_path / "shared" / TABLE_FILE).read_text()
+    for other in ("false", '"yes"'):
+        (tmp_path / "shared" / TABLE_FILE).write_text(description.replace("true", other))
+        with pytest.raises(ValueError):
+            SidTable.load(tmp_path / "shared")
+
+
+def test_hash_and_file_of_a_table_that_is_not_shared_are_what_they_were(table: SidTable, tmp_path: Path) -> None:
+    assert table.hash == "549bfddb5f86b2b9a29b1173498264a47337cc934d67860f6f8a8bbabbbc8941"
+    table.save(tmp_path)
+    assert "shared" not in (tmp_path / TABLE_FILE).read_text() and not SidTable.load(tmp_path).shared

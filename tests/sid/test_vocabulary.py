@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from recllm import assets
 from recllm.decoding.trie import SidTrie
+from recllm.sid.initial_rows import initial_rows, title_tokens
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import check_table, extend, load_base, locate_model, save_extended, sid_token_ids
 
@@ -109,6 +111,92 @@ def test_noise_has_the_spread_of_the_base_rows(tokenizer: PreTrainedTokenizerFas
     extend(other, small_tokenizer(), table, init="noise", seed=4)
     assert torch.equal(again.get_input_embeddings().weight[extension.token_ids[0]], rows)
     assert not torch.equal(other.get_input_embeddings().weight[extension.token_ids[0]], rows)
+
+
+def themed(seed: int = 0) -> tuple[SidTable, list[str], np.ndarray]:
+    """300 items of six themes: titles of the theme's words, vectors near the theme's own, codes by theme and shade."""
+    rng = np.random.default_rng(seed)
+    words = [[f"{a}{b}" for b in "klmno"] for a in ("ba", "ce", "di", "fo", "gu", "hy")]
+    centres = rng.normal(size=(6, 20))
+    themes = rng.permutation(np.arange(300) % 6)
+    titles = [" ".join(rng.choice(words[theme], size=3)) for theme in themes]
+    vectors = (centres[themes] + 0.3 * rng.normal(size=(300, 20))).astype(np.float32)
+    order = np.array([int((themes[:item] == theme).sum()) for item, theme in enumerate(themes)])
+    return SidTable(np.stack([themes, order % 8, order // 8], axis=1), (8, 8, 7)), titles, vectors
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_centroid_rows_lie_towards_their_items_titles_at_a_base_rows_distance(
+    tokenizer: PreTrainedTokenizerFast, tied: bool
+) -> None:
+    table, titles, vectors = themed()
+    base = len(tokenizer)
+    model = small_model(base, tied)
+    old = [model.get_input_embeddings().weight.detach().clone(), model.get_output_embeddings().weight.detach().clone()]
+    ids = [tokenizer(title)["input_ids"] for title in titles]
+    extension = extend(model, tokenizer, table, titles, "centroid", vectors_ND=vectors)
+    after = [model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()]
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    for before, new in zip(old, after, strict=True):
+        assert torch.equal(new[:base], before)
+        away = before - before.mean(0)
+        rows = new[np.concatenate(extension.token_ids)] - before.mean(0)
+        usual = away.norm(dim=1).median()
+        carried = np.concatenate([np.isin(np.arange(k), table.codes_NL[:, j]) for j, k in enumerate((8, 8, 7))])
+        assert torch.allclose(rows[carried].norm(dim=1), usual.expand(int(carried.sum())), rtol=1e-4)
+        assert (rows[~carried].norm(dim=1) > 0.3 * usual).all(), "a code that no item carries is no mean row"
+        titles_ND = torch.stack([away[item].mean(0) for item in ids])
+        themes_TD = torch.stack([titles_ND[table.codes_NL[:, 0] == theme].mean(0) for theme in range(6)])
+        themes_TD = themes_TD - themes_TD.mean(0)
+        alike_TT = torch.nn.functional.cosine_similarity(rows[:6, None], themes_TD[None], dim=2)
+        assert (alike_TT.argmax(1) == torch.arange(6)).all(), "each theme's row is nearest to its own titles"
+        assert alike_TT.diagonal().min() > 0.8
+
+
+def test_centroid_rows_are_a_function_of_their_input_and_a_second_call_changes_nothing() -> None:
+    table, titles, vectors = themed(1)
+    made = []
+    for scale in (1.0, 7.0):
+        words = small_tokenizer()
+        model = small_model(len(words))
+        extension = extend(model, words, table, titles, "centroid", vectors_ND=scale * vectors + scale)
+        made.append(model.get_input_embeddings().weight.detach().clone())
+        again = extend(model, words, table, titles, "centroid", vectors_ND=-vectors)
+        assert not again.changed and torch.equal(model.get_input_embeddings().weight, made[-1])
+        assert len(made[-1]) == extension.rows_after and extension.rows_after % 64 == 0
+    assert torch.allclose(made[0], made[1], atol=1e-5), "units and origin of the item vectors do not matter"
+
+
+def test_the_map_is_the_ridge_regression_on_titled_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, titles, vectors = themed(2)
+    titles[3] = titles[50] = ""
+    words, rows = small_tokenizer(), torch.randn(300, 16, generator=torch.Generator().manual_seed(1))
+    tokens = title_tokens(words, titles)
+    monkeypatch.setattr("recllm.sid.initial_rows._BLOCK_ITEMS", 37)
+    found, mean = initial_rows(rows, table, "centroid", 0, tokens, vectors)
+    titled = [item for item in range(300) if titles[item]]
+    target = np.stack([rows[words(titles[item])["input_ids"]].mean(0).double().numpy() for item in titled])
+    source = vectors[titled].astype(np.float64) - vectors[titled].mean(0)
+    penalty = 0.1 * np.square(source).sum() / 20
+    fit = Ridge(penalty).fit(source, target)
+    for level, code in ((0, 2), (1, 5), (2, 1)):
+        place = vectors[table.codes_NL[:, level] == code].mean(0) - vectors.mean(0)
+        row = (found[[0, 8, 16][level] + code] - mean).double().numpy()
+        expected = fit.coef_ @ place
+        assert row @ expected / np.linalg.norm(row) / np.linalg.norm(expected) == pytest.approx(1, abs=1e-4)
+
+
+def test_centroid_needs_titles_and_vectors(tokenizer: PreTrainedTokenizerFast) -> None:
+    base, vectors = len(tokenizer), np.eye(4, dtype=np.float32)
+    with pytest.raises(ValueError, match="one vector an item: got none for 4"):
+        extend(small_model(base), tokenizer, TABLE, TITLES, "centroid")
+    with pytest.raises(ValueError, match="one vector an item: got 3 for 4"):
+        extend(small_model(base), tokenizer, TABLE, TITLES, "centroid", vectors_ND=vectors[:3])
+    with pytest.raises(ValueError, match="got 0 titles"):
+        extend(small_model(base), tokenizer, TABLE, (), "centroid", vectors_ND=vectors)
+    with pytest.raises(ValueError, match="all titles are empty"):
+        extend(small_model(base), tokenizer, TABLE, [""] * 4, "centroid", vectors_ND=vectors)
+    assert len(tokenizer) == base
 
 
 def test_sid_tokens_are_regular_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -303,7 +303,9 @@ def test_inclusion_weights_reach_the_loss(inputs, rows, tmp_path):
     plain = torch.tensor(list(trainer._logs["advantages"]))
     found = spy.calls[0][1]
     for start in (0, 4):
-        ratio = torch.tensor(found["logp"][start : start + 4]).exp() / torch.tensor(found["inclusion"][start : start + 4])
+        ratio = torch.tensor(found["logp"][start : start + 4]).exp() / torch.tensor(
+            found["inclusion"][start : start + 4]
+        )
         weights = 4 * ratio / ratio.sum()
         centred = plain[start : start + 4] - (weights * plain[start : start + 4]).mean()
         torch.testing.assert_close(output["advantages"][start : start + 4], weights * centred, rtol=1e-4, atol=1e-5)

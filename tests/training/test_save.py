@@ -147,5 +147,6 @@ def test_checkpoints_go_and_nothing_else_does(tmp_path):
     checkpoint(tmp_path, 12)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     (tmp_path / "sid_table").mkdir()
+    (tmp_path / "checkpoints-best").mkdir()
     remove_checkpoints(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "sid_table"]
