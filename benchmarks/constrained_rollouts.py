@@ -5,7 +5,8 @@ Claim: at a vocabulary of 152k a group of 16 answers is drawn at least 20 times 
 Run:   python benchmarks/constrained_rollouts.py --json out.json
 All sides get the same random weights (Qwen3 architecture, hidden 256, 2 layers), the same index (3 levels, 3,670
 items), prompts, threads and process. Times are the best of several, taken in turn. Two peers: `beam` gives 16 different
-answers, but the same ones every time; `sample` draws the 16 independently, and repeats itself.
+answers, but the same ones every time; `sample` draws the 16 independently, and repeats itself. `with_mass` is our draw with the
+probability mass on allowed tokens recorded, which GRPO asks for in a few groups of a step: it takes the whole head.
 """
 
 import json
@@ -50,13 +51,16 @@ def measure(model, trie: SidTrie, length: int, group: int, repeats: int, seed: i
     beam = {"num_beams": group, "do_sample": False, "length_penalty": 0.0}
     sample = {"do_sample": True, "top_k": 0}
     ids, drawn = torch.tensor([prompt]), {name: [] for name in ("ours", "independent", "beam", "sample")}
+
+    def ours(name: str, **how) -> None:
+        drawn[name].append(sample_items(model, [prompt], trie, group, with_mass=False, **how).items_BK[0].tolist())
+
     times = BEAM["best_times"](
         repeats,
         {
-            "ours": lambda: drawn["ours"].append(sample_items(model, [prompt], trie, group).items_BK[0].tolist()),
-            "independent": lambda: drawn["independent"].append(
-                sample_items(model, [prompt], trie, group, replacement=True).items_BK[0].tolist()
-            ),
+            "ours": lambda: ours("ours"),
+            "with_mass": lambda: sample_items(model, [prompt], trie, group),
+            "independent": lambda: ours("independent", replacement=True),
             "beam": lambda: drawn["beam"].append(peer(model, prompt, trie, group, constraint, **beam)),
             "sample": lambda: drawn["sample"].append(peer(model, prompt, trie, group, constraint, **sample)),
             "prefill": lambda: model.get_decoder()(ids, use_cache=True),

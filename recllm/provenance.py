@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         Path(staging).chmod(0o644)  # mkstemp's own mode would lock other users out of a shared result
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=2, sort_keys=False, default=str)
+            json.dump(value, stream, indent=2, sort_keys=False, default=_plain)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -65,6 +65,11 @@ def write_json(path: Path, value: Any) -> None:
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
+
+
+def _plain(value: Any) -> Any:
+    # numpy's scalars are numbers, and would be text otherwise; paths and enumerations are told as text.
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def read_json(path: Path) -> Any:

@@ -156,3 +156,11 @@ def test_the_cache_of_a_mapped_data_set_does_not_change_its_fingerprint(tmp_path
     assert fingerprint(tmp_path) == before
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"other rows")
     assert fingerprint(tmp_path) != before
+
+
+def test_numpy_numbers_are_written_as_numbers(tmp_path):
+    import numpy as np
+
+    values = {"count": np.int64(3), "mean": np.float32(0.5), "found": np.bool_(True), "where": tmp_path}
+    write_json(tmp_path / "metrics.json", values)
+    assert read_json(tmp_path / "metrics.json") == {"count": 3, "mean": 0.5, "found": True, "where": str(tmp_path)}

@@ -46,11 +46,14 @@ def sample_items(
     temperature: float = 1.0,
     replacement: bool = False,
     generator: torch.Generator | None = None,
+    with_mass: bool = True,
 ) -> Samples:
     """Draw `count` items after each prompt from the model's distribution over the trie at `temperature`.
 
     A draw is of sids; of several items behind one the first stands for it. `generator` lives on the CPU, so that a
-    seed means the same on every device; without one torch's global one is used.
+    seed means the same on every device; without one torch's global one is used. Without `with_mass` the head is
+    evaluated for the sids' tokens only, and `allowed_BKL` is NaN: with a large vocabulary most of a draw's time goes
+    into that record.
 
     Raises:
         ValueError: fewer sids than `count` (without replacement), count or temperature not positive, sids of
@@ -72,7 +75,13 @@ def sample_items(
     for level in range(trie.depth):
         rows = live.node_BK.shape[1]
         grown = grow(
-            trie, level, hidden_BKD.flatten(0, 1), live.node_BK.flatten(), head, temperature=temperature, with_mass=True
+            trie,
+            level,
+            hidden_BKD.flatten(0, 1),
+            live.node_BK.flatten(),
+            head,
+            temperature=temperature,
+            with_mass=with_mass,
         )
         if replacement:
             index_BK = _one_each(grown, batch, rows, width, generator)
@@ -108,6 +117,7 @@ class _Live(NamedTuple):
         row_BK = grown.row_F[index_BK]
         parent_BK = row_BK % rows
         phi_BK = self.phi_BK.flatten()[row_BK] + grown.logp_F[index_BK]
+        mass_R = grown.log_allowed_R
         logp_F = grown.logp_F
         if temperature != 1:  # back to the log-probabilities at temperature 1
             logit_F = grown.logp_F * temperature
@@ -124,7 +134,7 @@ class _Live(NamedTuple):
             parent_BK,
             longer(self.tokens_BKL, grown.token_F[index_BK]),
             longer(self.logp_BKL, logp_F[index_BK]),
-            longer(self.allowed_BKL, grown.log_allowed_R[row_BK]),
+            longer(self.allowed_BKL, phi_BK.new_full(phi_BK.shape, torch.nan) if mass_R is None else mass_R[row_BK]),
         )
 
     def samples(self, trie: SidTrie, count: int, replacement: bool) -> Samples:

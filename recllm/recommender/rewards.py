@@ -24,7 +24,7 @@ from recllm.data.prompts import THINK_CLOSE, THINK_OPEN
 from recllm.metrics.ranking import ndcg_at_k
 from recllm.sid.table import SidTable
 
-Term = Callable[..., list[float]]
+Term = Callable[..., list[float | None]]
 # TwiSTAR's .5 [a] + .5 [ab] + 1 [abc] + 8 [abcd], divided by its maximum of 10: what the whole sid, the last prefix
 # before it and all shorter prefixes together are worth.
 _WHOLE, _LAST_PREFIX, _SHORTER = 0.8, 0.1, 0.1
@@ -110,7 +110,7 @@ class Reward:
     def __name__(self) -> str:
         return self.name
 
-    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """The term of each completion (a text, or a chat of one assistant message); columns are the row's."""
         item = [read_item(self.table, completion) for completion in completions]
         target = [self.table.items(self.table.sid(wanted))[0] for wanted in columns["target"]]
@@ -142,27 +142,30 @@ def allowed_mass(
     allowed: Sequence[Sequence[float]],
     log_metric: Callable[[str, float], None] | None = None,
     **columns: Any,
-) -> list[float]:
+) -> list[float | None]:
     """Probability that free sampling stays inside the trie along the completion, 0..1: exp of the sum of `allowed`.
 
     `allowed` holds, for each token, the log of the mass that the whole vocabulary's distribution puts on the tokens
     which the trie allows. The policy gradient works on that distribution, the draw on its renormalised part: the
-    nearer to 1, the less the two differ. Not a term of the reward. Besides, `log_metric` gets
+    nearer to 1, the less the two differ. None where it was not recorded (NaN). Not a term of the reward. Besides,
+    `log_metric` gets
 
     allowed_mass: the mean of the values. group_duplicates: share of answers that repeat an earlier one of their group;
     0 without replacement. group_hit_rate: mean share of hits in a group. groups_without_hit: share of groups that hold
     none, which teach nothing by `exact` and `rank`.
     """
     values = [float(np.exp(np.sum(log_mass))) for log_mass in allowed]
+    known = [value for value in values if not np.isnan(value)]
     hits, groups = [got == wanted for got, wanted in zip(item, target, strict=True)], list(members_of(group))
     repeats = sum(len(members) - len({item[i] for i in members}) for members in groups)
     shares = [sum(hits[i] for i in members) / len(members) for members in groups]
     if log_metric is not None and values:
-        log_metric("allowed_mass", sum(values) / len(values))
+        if known:
+            log_metric("allowed_mass", sum(known) / len(known))
         log_metric("group_duplicates", repeats / len(values))
         log_metric("group_hit_rate", sum(shares) / len(shares))
         log_metric("groups_without_hit", Counter(shares)[0.0] / len(shares))
-    return values
+    return [None if np.isnan(value) else value for value in values]
 
 
 MONITORS: dict[str, Term] = {"allowed_mass": allowed_mass}

@@ -94,14 +94,23 @@ def build_recommender_trainer(
         peft_config=peft_config(model, sid_row_ids(tokenizer, source), model_args),
         callbacks=[*watches, GroupAlarm()],
     )
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        # TRL's fused head asks for it; PEFT's wrapper of a tied head knows the weight alone. `peft_config` lets no model
-        # with a bias come here.
-        head.bias = None
+    make_ready(trainer)
+    return trainer
+
+
+def make_ready(trainer: GRPOTrainer) -> None:
+    """What has to hold of the trainer's model before the first draw.
+
+    Raises:
+        ValueError: its weights are sliced over processes.
+    """
     if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
         raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
-    return trainer
+    head = trainer.model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        # TRL's fused head asks for it, and PEFT's wrapper of a tied head knows the weight alone. A model that has a
+        # bias never comes here (`peft_config`).
+        head.bias = None
 
 
 def without_attention_dropout(model: PreTrainedModel) -> None:

@@ -7,7 +7,7 @@ What the loss then sees. A completion is the sid's tokens and, where the model's
 token of its own, that token. The end was not drawn, and decoding under the trie never leaves it a choice, so it is
 masked (`env_mask` 0): it closes the sequence and teaches nothing. The template of models that speak sids alone has no
 end; TRL then counts every completion as clipped, which means nothing here. TRL's loss takes the log-probability over
-the whole vocabulary, the draw the one over the trie; `allowed` tells how far the two are apart.
+the whole vocabulary, the draw the one over the trie; `allowed` tells, for a few groups, how far the two are apart.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ Draw = Literal["without_replacement", "independent"]
 DRAWS = ("without_replacement", "independent")
 # Prompts that are read at once: their caches are held together.
 _PROMPTS = 64
+# Groups of a call whose allowed mass is recorded: it takes the head's whole vocabulary, the draw itself a few tokens.
+_MEASURED = 4
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase, sid_text: str) -> list[int]:
@@ -54,7 +56,8 @@ class GroupRollout:
 
     Returns `prompt_ids`, `completion_ids`, `logprobs` (over the trie, at temperature 1; for the record, the loss
     computes its own), `env_mask`, and for the rewards one value a completion: `drawn` (item), `group`, `place` (0 is
-    the group's best by log-probability), `logp` (of the whole sid), `allowed` (see `Samples`), `inclusion`.
+    the group's best by log-probability), `logp` (of the whole sid), `inclusion`, `allowed` (see
+    `Samples`; NaN but for the first groups).
 
     Draws depend on `seed`, the optimizer step, the number of the draw within it and the process, so a resumed run draws
     what the uninterrupted one drew.
@@ -90,6 +93,7 @@ class GroupRollout:
                     temperature=trainer.temperature,
                     replacement=self.draw == "independent",
                     generator=generator,
+                    with_mass=start == 0,
                 )
                 for number in range(start, start + count):
                     self._fill(columns, groups[number], number, prompt_ids[number], drawn, number - start)
@@ -145,7 +149,8 @@ def group_prompts(prompts: Sequence[Any], size: int, strict: bool) -> list[list[
     if strict:
         raise RuntimeError(
             f"{len(prompts)} prompts arrived that are not runs of num_generations={size} equal ones, so groups "
-            "straddle processes or micro-batches; leave accelerate's split_batches and dispatch_batches at their defaults"
+            "straddle processes or micro-batches; leave accelerate's split_batches and dispatch_batches as they are by "
+            "default"
         )
     equal: dict[str, list[int]] = defaultdict(list)
     for position, prompt in enumerate(prompts):
@@ -155,10 +160,10 @@ def group_prompts(prompts: Sequence[Any], size: int, strict: bool) -> list[list[
 
 
 def _chunks(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of runs of groups that have one size, at most `_PROMPTS` groups a run."""
+    """(first, count) of runs of groups that have one size: at most `_MEASURED` groups, then `_PROMPTS` a run."""
     found: list[tuple[int, int]] = []
     for number, size in enumerate(sizes):
-        if found and sizes[found[-1][0]] == size and found[-1][1] < _PROMPTS:
+        if found and sizes[found[-1][0]] == size and found[-1][1] < (_MEASURED if len(found) == 1 else _PROMPTS):
             found[-1] = (found[-1][0], found[-1][1] + 1)
         else:
             found.append((number, 1))

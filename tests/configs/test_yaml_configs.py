@@ -28,6 +28,7 @@ ONE_SCALE = {
     "amazon": "it reads real files; its tests write small ones",
     "publish": "it sends a finished folder; what it sends is on the command line",
     "evaluate": "it evaluates a finished folder; which one is on the command line",
+    "evaluate_recommender": "it evaluates a finished folder; which one is on the command line",
 }
 # Keys that say where a result lands differ from run to run and may repeat a default.
 PLACES = {"output_dir"}

@@ -109,6 +109,8 @@ def test_what_is_recorded_is_the_models_own(worlds, temperature):
                 allowed = sorted({sid[level] for sid in sids if sid[:level] == sids[item][:level]})
                 mass = float(logits[level].softmax(0)[allowed].sum())
                 assert math.exp(found.allowed_BKL[row, member, level]) == pytest.approx(mass, abs=1e-5)
+    lean = sample_items(model, prompts, trie, 6, temperature=temperature, generator=seeded(2), with_mass=False)
+    assert torch.equal(lean.items_BK, found.items_BK) and lean.allowed_BKL.isnan().all()
     assert found.allowed_BKL.exp().max() < 1 and worlds.VOCABULARY > 24
 
 

@@ -235,6 +235,11 @@ def test_the_numbers_of_groups_by_hand():
     assert logged == pytest.approx(
         {"allowed_mass": 1.55 / 4, "group_duplicates": 0.25, "group_hit_rate": 0.5, "groups_without_hit": 0.5}
     )
+    nan, logged = math.nan, {}
+    part = pay(
+        "allowed_mass", texts[:2], TARGET, allowed=[[nan, nan], [0.0, math.log(0.4)]], log_metric=logged.__setitem__
+    )
+    assert part == [None, pytest.approx(0.4)] and logged["allowed_mass"] == pytest.approx(0.4)
     assert allowed_mass(item=[], target=[], group=[], allowed=[], log_metric=logged.__setitem__) == []
 
 

@@ -211,6 +211,14 @@ def test_evaluation_takes_prompts_in_any_order(inputs, rows, tmp_path):
     assert len(set(found["group"])) == 3
 
 
+def test_the_mass_is_recorded_for_a_few_groups(inputs, rows, tmp_path):
+    trainer = make_trainer(inputs, rows, tmp_path)
+    found = trainer.rollout_func([rows[i // 4]["prompt"] for i in range(28)], trainer)
+    recorded = [bool(np.isfinite(allowed).all()) for allowed in found["allowed"]]
+    assert recorded == [True] * 16 + [False] * 12
+    assert all(len(set(found["drawn"][start : start + 4])) == 4 for start in range(0, 28, 4))
+
+
 def test_trls_own_evaluation_loop_works(inputs, rows, tmp_path):
     trainer = make_trainer(
         inputs, rows, tmp_path, per_device_eval_batch_size=8, num_generations_eval=2
