@@ -5,8 +5,9 @@ Claim: at a vocabulary of 152k a group of 16 answers is drawn at least 20 times 
 Run:   python benchmarks/constrained_rollouts.py --json out.json
 All sides get the same random weights (Qwen3 architecture, hidden 256, 2 layers), the same index (3 levels, 3,670
 items), prompts, threads and process. Times are the best of several, taken in turn. Two peers: `beam` gives 16 different
-answers, but the same ones every time; `sample` draws the 16 independently, and repeats itself. `with_mass` is our draw with the
-probability mass on allowed tokens recorded, which GRPO asks for in a few groups of a step: it takes the whole head.
+answers, but the same ones every time; `sample` draws the 16 independently, and repeats itself. `with_mass` is our draw
+with the probability mass on allowed tokens recorded, which GRPO asks for in a few groups of a step: that takes the
+whole head.
 """
 
 import json
