@@ -59,7 +59,8 @@ def catalogues() -> dict[str, Catalog]:
     """The Amazon sets under RECLLM_DATA, or MovieLens."""
     if os.environ.get(DATA_VARIABLE):
         found = {name: read_amazon(locate(folder)) for name, folder in SETS.items()}
-        return {name: Catalog(prepare(raw, k=0, dedup="first", keep_unseen=True).catalog) for name, raw in found.items()}
+        kept = {name: prepare(raw, k=0, dedup="first", keep_unseen=True) for name, raw in found.items()}
+        return {name: Catalog(prepared.catalog) for name, prepared in kept.items()}
     logger.warning("RECLLM_DATA is not set: falling back from Amazon to MovieLens")
     try:
         name, raw = "ml-1m", read_movielens(fetch("ml-1m"), "ml-1m")

@@ -69,7 +69,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
 
     weights = {name.removesuffix("_weight"): value for name, value in vars(args).items() if name.endswith("_weight")}
     watching = (args.validation_steps, args.validation_users, args.validation_patience)
-    watches = validation_watches(*inputs.values(), *watching)
+    watches = validation_watches(*inputs.values(), *watching, at_start=True)
     groups = Groups(args.draw, args.inclusion_weights)
     trainer = build_recommender_trainer(rows, table, training_args, model_args, weights, groups, watches)
 

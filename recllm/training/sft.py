@@ -110,9 +110,11 @@ def _embeddings(model: PreTrainedModel) -> list[str]:
 
 
 def validation_watches(
-    dataset: str | None, sid_table: str | Path, steps: int, users: int, patience: int
+    dataset: str | None, sid_table: str | Path, steps: int, users: int, patience: int, at_start: bool = False
 ) -> list[Watch]:
     """A callback that measures NDCG on validation users every `steps` steps, or none where `steps` is 0.
+
+    `at_start` is for a model that recommends already: where training only harms, what it started from is delivered.
 
     Raises:
         ValueError: steps without a data set.
@@ -123,7 +125,8 @@ def validation_watches(
         raise ValueError(f"validation_steps: {steps} needs validation_dataset, the folder of the data set")
     from recllm.training.validation import ValidationNDCG
 
-    return [ValidationNDCG(dataset=dataset, sid_table=sid_table, steps=steps, users=users, patience=patience)]
+    asked = {"steps": steps, "users": users, "patience": patience, "at_start": at_start}
+    return [ValidationNDCG(dataset=dataset, sid_table=sid_table, **asked)]
 
 
 def build_sft_trainer(

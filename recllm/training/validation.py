@@ -37,6 +37,7 @@ class ValidationNDCG(TrainerCallback):
         users: validation examples, the same ones at every check (drawn by `seed`); all where there are fewer.
         patience: checks without a better NDCG@10 after which training stops; 0 never stops.
         beams, batch_size: of the beam search. Seen items do not compete.
+        at_start: check before the first step, too, so that a run that only harms delivers what it started from.
 
     The trainable weights of the best check lie in `checkpoints-best/` below the output folder, with the history of the
     checks beside them, so a resumed run goes on where it was. When training ends they are put back into the model.
@@ -58,6 +59,7 @@ class ValidationNDCG(TrainerCallback):
         beams: int = 20,
         batch_size: int = 64,
         seed: int = 0,
+        at_start: bool = False,
     ) -> None:
         if steps < 1 or patience < 0:
             raise ValueError(f"steps must be at least 1 and patience at least 0, got {steps} and {patience}")
@@ -68,6 +70,7 @@ class ValidationNDCG(TrainerCallback):
         if not len(self.examples):
             raise ValueError(f"{dataset} has no validation example")
         self.steps, self.patience, self.beams, self.batch_size = steps, patience, beams, batch_size
+        self.at_start = at_start
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self._recommender: Recommender | None = None
@@ -85,7 +88,7 @@ class ValidationNDCG(TrainerCallback):
             "validation/n": len(self.examples),
         }
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
         _refuse_sliced()
         model = extract_model_from_parallel(model)
         check_model(model)
@@ -97,6 +100,8 @@ class ValidationNDCG(TrainerCallback):
         self.history, self.best = [], None
         if state.is_world_process_zero:
             self._take_up(Path(args.output_dir) / BEST_FOLDER, state.global_step)
+        if self.at_start and state.global_step == 0:
+            self._check(args, state, model, processing_class)
         # A run that had stopped and was cut off before it was delivered is not to go on.
         control.should_training_stop = _from_main(self._exhausted())
 

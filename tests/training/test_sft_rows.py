@@ -191,4 +191,5 @@ def test_validation_is_off_or_complete(monkeypatch):
 
     monkeypatch.setattr(validation, "ValidationNDCG", lambda **asked: asked)
     asked = {"dataset": "data", "sid_table": "model/sid_table", "steps": 5, "users": 10, "patience": 2}
+    asked["at_start"] = False
     assert sft.validation_watches("data", "model/sid_table", 5, 10, 2) == [asked]

@@ -137,6 +137,17 @@ def test_the_best_weights_come_back_bit_for_bit(inputs, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / BEST_FOLDER).iterdir()) == [STATE_FILE, f"weights-{best}.safetensors"]
 
 
+def test_training_that_only_harms_gives_back_what_it_started_from(inputs, tmp_path, monkeypatch):
+    started = dict(worlds.make_model(TABLE, template="stream")[0].state_dict())
+    watch = ValidationNDCG(**inputs, steps=2, at_start=True)
+    values = iter([0.5, 0.2, 0.1, 0.3])
+    monkeypatch.setattr(validation, "ndcg_at_k", lambda rank_E, k: np.full(len(rank_E), next(values)))
+    trainer = make_trainer(inputs, tmp_path, [watch], steps=6)
+    trainer.train()
+    assert [check["step"] for check in watch.history] == [0, 2, 4, 6]
+    assert watch.metrics()["validation/best_step"] == 0 and equal(dict(trainer.model.state_dict()), started)
+
+
 def test_the_value_is_that_of_exact_scoring(inputs, tmp_path):
     callback = ValidationNDCG(**inputs, steps=5, beams=60)  # as wide as all of the trie
     trainer = make_trainer(inputs, tmp_path, [callback], steps=5)
