@@ -35,7 +35,7 @@ class Arguments:
     quantizer: str = field(default="kmeans", metadata={"help": "kmeans, balanced or rqvae"})
     kmeans_init: str = field(default="sketch++", metadata={"help": "kmeans: sketch++, k-means++ or sample"})
     kmeans_iterations: int = field(default=12, metadata={"help": "kmeans: at most so many Lloyd iterations a level"})
-    balanced_rounds: int = field(default=12, metadata={"help": "balanced: so many means a level"})
+    balanced_rounds: int = field(default=10, metadata={"help": "balanced: so many means a level"})
     rqvae_widths: list[int] = field(
         default_factory=lambda: [512, 256, 128, 64], metadata={"help": "rqvae: hidden widths of the encoder"}
     )

@@ -37,7 +37,7 @@ class BalancedKMeans:
     """
 
     level_sizes: tuple[int, ...]
-    rounds: int = 12
+    rounds: int = 10
     seed: int = 0
     _centroids: list[torch.Tensor] = field(default_factory=list, init=False, repr=False)
     _prices: list[np.ndarray] = field(default_factory=list, init=False, repr=False)
