@@ -135,8 +135,9 @@ def main(
         "threads": threads,
     }
     for length in (96, 1000):
-        found |= {f"{name}_T{length}": value for name, value in measure(
-            model, trie, length, beams, repeats, seed).items()}
+        found |= {
+            f"{name}_T{length}": value for name, value in measure(model, trie, length, beams, repeats, seed).items()
+        }
     # The headline is the long prompt.
     found |= {name: found[f"{name}_T1000"] for name in ("speedup", "over_prefill", "top50_equal")}
     typer.echo(json.dumps(found, indent=2))

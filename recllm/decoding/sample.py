@@ -59,30 +59,16 @@ def sample_items(
         ValueError: fewer sids than `count` (without replacement), count or temperature not positive, sids of
             different lengths, or a model that cannot be used this way.
     """
-    leaves = int((trie.items_V >= 0).sum())
-    if count < 1 or temperature <= 0:
-        raise ValueError(f"count and temperature must be positive, got {count} and {temperature}")
-    if not replacement and leaves < count:
-        raise ValueError(f"{count} different items are asked for, and the catalogue has {leaves} sids")
-    if not trie.is_even:
-        raise ValueError("the trie holds sids of different lengths; a draw level by level needs equal ones")
+    _check(trie, count, temperature, replacement)
     trie, head, batch = trie.to(model.device), Head(model), len(prompts)
     # One more than asked for: the first that is left out tells the threshold.
     width = count if replacement else count + 1
     shared = SharedPrompt(model, prompts, room=width * trie.depth)
     live = _Live.start(batch, model.device, _gumbel((batch, 1), model.device, generator))
-    hidden_BKD = shared.hidden_B1D
+    hidden_BKD, options = shared.hidden_B1D, {"temperature": temperature, "with_mass": with_mass}
     for level in range(trie.depth):
         rows = live.node_BK.shape[1]
-        grown = grow(
-            trie,
-            level,
-            hidden_BKD.flatten(0, 1),
-            live.node_BK.flatten(),
-            head,
-            temperature=temperature,
-            with_mass=with_mass,
-        )
+        grown = grow(trie, level, hidden_BKD.flatten(0, 1), live.node_BK.flatten(), head, **options)
         if replacement:
             index_BK = _one_each(grown, batch, rows, width, generator)
             sum_BK = torch.zeros(index_BK.shape, device=model.device)
@@ -93,6 +79,16 @@ def sample_items(
         if level + 1 < trie.depth:
             hidden_BKD = shared.extend(grown.token_F[index_BK], live.parent_BK)
     return live.samples(trie, count, replacement)
+
+
+def _check(trie: SidTrie, count: int, temperature: float, replacement: bool) -> None:
+    leaves = int((trie.items_V >= 0).sum())
+    if count < 1 or temperature <= 0:
+        raise ValueError(f"count and temperature must be positive, got {count} and {temperature}")
+    if not replacement and leaves < count:
+        raise ValueError(f"{count} different items are asked for, and the catalogue has {leaves} sids")
+    if not trie.is_even:
+        raise ValueError("the trie holds sids of different lengths; a draw level by level needs equal ones")
 
 
 class _Live(NamedTuple):

@@ -57,13 +57,12 @@ def extend(
     spread. centroid: the mean of `vectors_ND` over the items that carry the code, mapped to the space of the title
     tokens and brought to a base row's usual distance from the mean row (`initial_rows`). An untied output head is
     initialised the same way from its own rows. The number of rows is padded to a multiple of `multiple` with mean
-    rows and never shrinks; the rows of the base vocabulary keep every bit; tied weights stay tied. `titles[i]` and
-    `vectors_ND[i]` belong to item i. A model that already speaks this table is left as it is.
+    rows and never shrinks; base rows keep every bit; tied weights stay tied. `titles[i]` and `vectors_ND[i]` belong
+    to item i. A model that already speaks this table is left as it is.
 
     Raises:
-        ValueError: the model speaks another table, its vocabulary already has some of the tokens, an unknown init,
-            "mean" or "centroid" without a title for each item, "centroid" without a vector for each or without any
-            title, or a tokenizer with more tokens than the model has rows.
+        ValueError: the model speaks another table, its vocabulary already has some of the tokens, an unknown init, an
+            init without what it needs (titles, vectors), or a tokenizer with more tokens than the model has rows.
     """
     rows_before = model.get_input_embeddings().weight.shape[0]
     if getattr(model.config, "sid_table_hash", None) == table.hash:
