@@ -9,7 +9,9 @@ and faiss less on seeding (25, from a sample), so ours is also measured at faiss
 computed here for both: the mean squared residual after three levels, and the squared distances to the means of the
 balanced clusters of one level. The peers live in an environment of their own, made on the first run, unless
 --peer_python names one. Without RECLLM_DATA the set is MovieLens-1M or 100K, and the keys say so.
-Measured: MEASURED
+Measured: on one thread of a busy machine (--threads 1 --repeats 2 --balanced_repeats 1, balanced at 12 rounds), Beauty
+    and Scientific: time 1.02 and 0.79 of faiss's at 0.981 and 0.923 of its error; balanced 38.7 and 12.2 times as fast
+    at 1.001 and 0.994 of the inertia. At faiss's 25 iterations the time is 1.31 and 1.13, the error 0.973 and 0.925.
 """
 
 import json

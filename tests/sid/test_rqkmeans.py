@@ -52,7 +52,7 @@ def test_as_good_as_scikit_learn() -> None:
 
 
 def test_seeding_on_a_sketch_is_as_good_as_on_the_vectors() -> None:
-    vectors = clusters(2, items=3000, groups=64, width=200)
+    vectors = clusters(2, items=1500, groups=64, width=200)
 
     def error(init: str) -> float:
         found = [ResidualKMeans((64,), init, 2, seed=seed).fit(vectors) for seed in range(3)]

@@ -13,7 +13,7 @@ from recllm.sid.rqvae_network import Quantised, sinkhorn_codes, squared_distance
 def vectors(seed: int = 0, items: int = 300, width: int = 12) -> np.ndarray:
     rng = np.random.default_rng(seed)
     basis = rng.normal(size=(3, width))
-    return (rng.normal(size=(items, 3)) @ basis + 0.05 * rng.normal(size=(items, width))).astype(np.float32)
+    return (3.0 + rng.normal(size=(items, 3)) @ basis + 0.05 * rng.normal(size=(items, width))).astype(np.float32)
 
 
 def small(**changes) -> RQVAE:
