@@ -137,7 +137,9 @@ class SidTrie:
         return cls(*(torch.from_numpy(array) for array in arrays), depth=tokens_NL.shape[1])
 
     def to(self, device: torch.device | str) -> SidTrie:
-        """The same trie with its tensors on `device`."""
+        """The same trie with its tensors on `device`; itself, with all that it has worked out, where they are there."""
+        if torch.device(device) == self.device:
+            return self
         names = ("offsets_V1", "tokens_E", "items_V", "behind_V1", "items_N", "alphabet_A")
         return SidTrie(*(getattr(self, name).to(device) for name in names), depth=self.depth)
 
