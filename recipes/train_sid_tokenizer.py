@@ -12,8 +12,8 @@ Makes: the SID table (read it with SidTable.load), item_embeddings.safetensors, 
     the network, metrics.json (per level utilisation, perplexity, mse and collision rate; collision rate and
     reconstruction error before and after the policy).
 Expect: MiniLM, 3 x 256, seed 0, collision rate before the policy (0 after it) and reconstruction error after it:
-    Amazon Beauty 2014 .121 and .248 by kmeans, .110 and .254 by balanced; Industrial and Scientific 2018 .181 and
-    .239 by kmeans, .130 and .242 by balanced, .055 and .283 by rqvae. More in the header of each config.
+    Amazon Beauty 2014 .121 and .248 by kmeans, .110 and .254 by balanced, .018 and .325 by rqvae; Industrial and
+    Scientific 2018 .181 and .239, .130 and .242, .055 and .283. More in the header of each config.
 """
 
 from dataclasses import dataclass, field
