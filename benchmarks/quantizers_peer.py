@@ -42,7 +42,7 @@ def balanced_kmeans(vectors_ND: np.ndarray, settings: dict) -> tuple[np.ndarray,
     began = time.perf_counter()
     means = KMeansConstrained(
         size, size_min=items // size, size_max=-(-items // size), n_init=1, random_state=settings["seed"],
-        n_jobs=settings["threads"],
+        n_jobs=1,  # its jobs are starts, of which there is one
     ).fit(vectors_ND)  # fmt: skip
     seconds = time.perf_counter() - began
     return means.labels_[:, None], [means.cluster_centers_], seconds

@@ -179,7 +179,7 @@ def _sketched_plus_plus(vectors_ND: torch.Tensor, size: int, generator: torch.Ge
 def _spread_rows(rows_SD: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     # Greedy k-means++ (Arthur and Vassilvitskii 2007): a few rows are drawn in proportion to their squared distance,
     # the one that leaves the least is kept. The indices (size,) of the rows chosen.
-    norms_S = rows_SD.square().sum(1)
+    norms_S, rows_DS = rows_SD.square().sum(1), rows_SD.T.contiguous()
     floor = _ROUNDING * float(norms_S.max())
     draws_KC = torch.rand(size, 2 + int(math.log(size)), generator=generator, dtype=torch.float64)
     chosen = [0]
@@ -190,10 +190,11 @@ def _spread_rows(rows_SD: torch.Tensor, size: int, generator: torch.Generator) -
             break
         drawn_C = torch.searchsorted(mass_S, draws_C.to(mass_S.device) * mass_S[-1], right=True)
         drawn_C = drawn_C.clamp_max(len(rows_SD) - 1)
-        distance_SC = norms_S[:, None] + norms_S[drawn_C] - 2 * (rows_SD @ rows_SD[drawn_C].T)
-        closest_SC = torch.minimum(closest_S[:, None], distance_SC.clamp_min(0))
-        best = int(closest_SC.sum(0).argmin())
-        closest_S = closest_SC[:, best].contiguous()
+        # Candidates lie in rows: reading along a row is twice as fast as across.
+        distance_CS = norms_S + norms_S[drawn_C, None] - 2 * (rows_SD[drawn_C] @ rows_DS)
+        closest_CS = torch.minimum(closest_S, distance_CS.clamp_min(0))
+        best = int(closest_CS.sum(1).argmin())
+        closest_S = closest_CS[best]
         chosen.append(int(drawn_C[best]))
     chosen += [index % len(rows_SD) for index in range(size - len(chosen))]
     return torch.tensor(chosen, device=rows_SD.device)
