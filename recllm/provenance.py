@@ -35,17 +35,8 @@ REQUEST_FILE = ".request.json"
 _RECORDS = (RUN_FILE, METRICS_FILE, REQUEST_FILE, "README.md")  # the card tells times and commits
 # Where a result lands does not change the result, nor does publishing it.
 _NOT_IDENTITY = {
-    *(
-        "output_dir",
-        "outputs_root",
-        "pipeline",
-        "stage",
-        "run_name",
-        "logging_dir",
-        "report_to",
-        "disable_tqdm",
-        "overwrite",
-    ),
+    *("output_dir", "outputs_root", "pipeline", "stage", "run_name", "logging_dir"),
+    *("report_to", "disable_tqdm", "overwrite"),
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"),
 }
 
@@ -202,11 +193,24 @@ def _disown_checkpoints(folder: Path, request: dict[str, Any]) -> None:
 
 
 def _inherited(inputs: Mapping[str, str | Path]) -> dict[str, Any]:
-    """What a run takes over from its inputs: the assets that went into them, and the description of the data set."""
+    """What a run takes over from its inputs: assets, the description of the data set, and the SID table they speak.
+
+    Raises:
+        ValueError: two inputs were made with different SID tables.
+    """
     extra: dict[str, Any] = {}
-    for path in map(Path, inputs.values()):
+    speaker = ""
+    for name, path in ((name, Path(path)) for name, path in inputs.items()):
         # An input may be a subfolder of a run's output.
         known = load_run(path) or load_run(path.parent) or {}
+        if table := known.get("sid_table_hash"):
+            if table != extra.setdefault("sid_table_hash", table):
+                first = extra["sid_table_hash"]
+                raise ValueError(
+                    f"{inputs[speaker]} ({speaker}) speaks SID table {first[:12]} and {path} ({name}) {table[:12]}: "
+                    "codes of one table mean nothing in another; make both with the same one"
+                )
+            speaker = speaker or name
         if known.get("assets"):
             extra["assets"] = {**extra.get("assets", {}), **known["assets"]}
         if (path / "dataset.json").is_file():
@@ -244,8 +248,9 @@ class RunRecord:
 
         Raises:
             FileNotFoundError: an input folder does not exist.
+            ValueError: two inputs were made with different SID tables. What lies in `folder` is left alone.
         """
-        folder = Path(folder)
+        folder, extra = Path(folder), _inherited(inputs or {})
         configs = config if isinstance(config, (list, tuple)) else (config,)
         plain = plain_config(*configs)
         marks = {name: fingerprint(path) for name, path in (inputs or {}).items()}
@@ -258,7 +263,7 @@ class RunRecord:
         else:
             (folder / RUN_FILE).unlink(missing_ok=True)
             _disown_checkpoints(folder, {"recipe": recipe, **_identity(plain, marks)})
-        return cls(folder, recipe, plain, marks, complete=same, extra=_inherited(inputs or {}))
+        return cls(folder, recipe, plain, marks, complete=same, extra=extra)
 
     def add_asset(self, asset: Mapping[str, Any]) -> None:
         """Note a named asset this run read (`assets.source_of`); runs downstream take the note over."""

@@ -164,3 +164,21 @@ def test_numpy_numbers_are_written_as_numbers(tmp_path):
     values = {"count": np.int64(3), "mean": np.float32(0.5), "found": np.bool_(True), "where": tmp_path}
     write_json(tmp_path / "metrics.json", values)
     assert read_json(tmp_path / "metrics.json") == {"count": 3, "mean": 0.5, "found": True, "where": str(tmp_path)}
+
+
+def test_inputs_of_different_sid_tables_do_not_meet(tmp_path, data):
+    """A table's hash is handed down, and a run on two tables neither starts nor harms what is there."""
+    folders = {}
+    for name, table in (("chats", "a" * 64), ("model", "b" * 64), ("same", "a" * 64)):
+        made = RunRecord.start(tmp_path / name, recipe="make", config=Config(), inputs={"dataset": data})
+        made.extra["sid_table_hash"] = table
+        made.finish({})
+        folders[name] = tmp_path / name
+    (folders["chats"] / "traces").mkdir()
+    inputs = {"chats": folders["chats"] / "traces", "model": folders["same"], "dataset": data}
+    tuned = RunRecord.start(tmp_path / "out", recipe="sft", config=Config(), inputs=inputs)
+    tuned.finish({})
+    assert load_run(tmp_path / "out")["sid_table_hash"] == "a" * 64, "handed down"
+    with pytest.raises(ValueError, match=r"chats.* speaks SID table aaaaaaaaaaaa and .*model.* bbbbbbbbbbbb"):
+        RunRecord.start(tmp_path / "out", recipe="sft", config=Config(), inputs={**inputs, "model": folders["model"]})
+    assert load_run(tmp_path / "out"), "the finished run is still there"

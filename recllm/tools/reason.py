@@ -14,7 +14,7 @@ from recllm.data.splits import Examples
 from recllm.decoding.beam import recommend_by_beam
 from recllm.decoding.trie import SidTrie
 from recllm.sid.table import SidTable
-from recllm.sid.vocabulary import TABLE_FOLDER
+from recllm.sid.vocabulary import TABLE_FOLDER, check_table
 from recllm.tools.answer import ToolAnswer
 from recllm.tools.cost import LMCost
 
@@ -48,7 +48,9 @@ class Reason:
 
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        return cls(model, tokenizer, SidTable.load(Path(folder) / TABLE_FOLDER), think_tokens)
+        table = SidTable.load(Path(folder) / TABLE_FOLDER)
+        check_table(folder, table)
+        return cls(model, tokenizer, table, think_tokens)
 
     def prompts(self, examples: Examples, rows: np.ndarray) -> list[str]:
         """Rendered chats, generation prompt included."""

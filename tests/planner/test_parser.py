@@ -100,8 +100,8 @@ json_values = st.recursive(
 def test_what_is_written_as_a_call_is_read_back(arguments, name):
     body = json.dumps({"name": name, "arguments": arguments})
     parsed = parse_turn(f"{OPEN}{body}{CLOSE}")
-    if OPEN in body or CLOSE in body:
-        return
+    # A marker of calls or thoughts inside the call reads as what it is; the tests above say what comes of it.
+    assume(not any(marker in body for marker in (OPEN, CLOSE, "<think>")))
     assert parsed.calls == [(name, arguments)] and parsed.malformed == 0
 
 
