@@ -35,3 +35,14 @@ def recllm_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"RECLLM_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread: matrices of a few rows only lose by being shared, far more so beside other processes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -43,8 +43,3 @@ def matmul_parameters(module: torch.nn.Module) -> int:
     """Parameters that take part in a matrix product for every token (embeddings are looked up, not multiplied)."""
     linears = (layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
     return sum(layer.weight.numel() for layer in linears)
-
-
-def device_here() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from recllm.backbones.base import device_here
 from recllm.backbones.din import DIN
 from recllm.backbones.fit import fit, full_ranks, ranking_metrics, top_lists, window_batches
 from recllm.backbones.ranker import NUM_FEATURES, CandidateFeatures, candidate_set, rerank
 from recllm.backbones.sasrec import SASRec
 from recllm.data.catalog import Catalog
 from recllm.data.splits import load_split
+from recllm.device import device_here
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recllm.decoding.shared import Grown, Head, Normalisation, SharedPrompt, best_of_rows, grow
+from recllm.decoding.shared import Grown, Head, Normalisation, SharedPrompt, best_of_rows, grow, places_in_rows
 from recllm.decoding.trie import ROOT, SidTrie
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def _items(
     if banned is not None:
         left_M &= ~torch.isin(prompt_M * len(trie.items_N) + item_M, banned)
     score_M, prompt_M, item_M = score_M[left_M], prompt_M[left_M], item_M[left_M]
-    count_B = torch.bincount(prompt_M, minlength=batch)
-    place_M = torch.arange(len(prompt_M), device=node_BK.device) - (count_B.cumsum(0) - count_B)[prompt_M]
+    place_M = places_in_rows(prompt_M, batch)
     items_BK = torch.full((batch, k), -1, dtype=torch.long, device=node_BK.device)
     scores_BK = torch.full((batch, k), float("-inf"), device=node_BK.device)
     kept_M = place_M < k

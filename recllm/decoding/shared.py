@@ -151,8 +151,6 @@ class Head:
     def __init__(self, model: PreTrainedModel):
         layer = model.get_output_embeddings()
         self.weight_VD, self.bias_V = layer.weight, getattr(layer, "bias", None)
-        # Rows beyond the vocabulary that the checkpoint counts are padding, but the model scores them all the same.
-        self.model = model
 
     def logits(self, hidden_RD: torch.Tensor, tokens_A: torch.Tensor) -> torch.Tensor:
         """float32 logits `RA` of some tokens."""
@@ -216,14 +214,19 @@ def segment_logsumexp(value_F: torch.Tensor, row_F: torch.Tensor, rows: int) -> 
     return safe_R + total_R.log()
 
 
+def places_in_rows(row_F: torch.Tensor, rows: int) -> torch.Tensor:
+    """Place of each entry among those of its row, from 0; rows come in rising order."""
+    count_R = torch.bincount(row_F, minlength=rows)
+    return torch.arange(len(row_F), device=row_F.device) - (count_R.cumsum(0) - count_R)[row_F]
+
+
 def best_of_rows(value_F: torch.Tensor, row_F: torch.Tensor, rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best values of each row, `RK` falling, and where they stand in `value_F`; rows come in rising order.
 
     K is smaller where no row has k values; a row that has fewer than K is filled with -inf (index 0).
     """
-    count_R = torch.bincount(row_F, minlength=rows)
-    place_F = torch.arange(len(row_F), device=row_F.device) - (count_R.cumsum(0) - count_R)[row_F]
-    room = int(count_R.max())
+    place_F = places_in_rows(row_F, rows)
+    room = int(place_F.max()) + 1
     value_RC = value_F.new_full((rows, room), float("-inf"))
     value_RC[row_F, place_F] = value_F
     index_RC = torch.zeros(rows, room, dtype=torch.long, device=row_F.device)

@@ -32,7 +32,7 @@ def load_planner(folder: str | Path, sid_table: str | Path) -> tuple[PreTrainedM
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from recllm.backbones.base import device_here
+    from recllm.device import device_here
 
     check_table(folder, SidTable.load(sid_table))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device_here())

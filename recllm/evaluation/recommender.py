@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
-from recllm.backbones.base import Backbone, device_here
+from recllm.backbones.base import Backbone
 from recllm.backbones.fit import score_batches
 from recllm.data.prompts import recommend_prompt
 from recllm.data.splits import Examples
 from recllm.decoding.beam import recommend_by_beam
 from recllm.decoding.exact import score_items
 from recllm.decoding.trie import SidTrie
+from recllm.device import device_here
 from recllm.metrics.ranking import rank_of_targets
 from recllm.sid.quantizer import row_ids
 from recllm.sid.table import SidTable

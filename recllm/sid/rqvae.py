@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recllm.device import device_here
 from recllm.sid.rqkmeans import ResidualKMeans, as_tensor
 from recllm.sid.rqvae_fit import fit_network
 from recllm.sid.rqvae_network import Quantised
@@ -71,7 +72,7 @@ class RQVAE:
         Raises:
             ValueError: the vectors are empty or not finite. FloatingPointError: the loss is not finite.
         """
-        device = torch.device(self.device) if self.device else _device_here()
+        device = torch.device(self.device) if self.device else device_here()
         vectors_ND = as_tensor(vectors_ND).to(device)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
@@ -133,14 +134,10 @@ class RQVAE:
         self = cls(**settings, device=device)
         self.network = Quantised(len(tensors["mean_D"]), self.widths, self.latent, self.level_sizes)
         self.network.load_state_dict(tensors)
-        self.network.to(torch.device(device) if device else _device_here())
+        self.network.to(torch.device(device) if device else device_here())
         return self
 
     def _fitted(self) -> Quantised:
         if self.network is None:
             raise RuntimeError("RQVAE has no network yet: call fit first")
         return self.network
-
-
-def _device_here() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

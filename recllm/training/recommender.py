@@ -104,15 +104,13 @@ def make_ready(trainer: GRPOTrainer) -> None:
     Raises:
         ValueError: its weights are sliced over processes.
     """
+    from recllm.training.sft import name_bias
+
     if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
         raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
     # SFT under Qwen3's template teaches to answer after an empty thought, and evaluation asks in the same way.
     trainer.chat_template_kwargs = {"enable_thinking": False} | (trainer.chat_template_kwargs or {})
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        # TRL's fused head asks for it, and PEFT's wrapper of a tied head knows the weight alone. A model that has a
-        # bias never comes here (`peft_config`).
-        head.bias = None
+    name_bias(trainer.model)
 
 
 def without_attention_dropout(model: PreTrainedModel) -> None:

@@ -153,10 +153,19 @@ def build_sft_trainer(
         peft_config=peft_config(model, sid_rows, model_args, trainable),
         callbacks=list(watches),
     )
+    name_bias(model)
+    return trainer
+
+
+def name_bias(model: PreTrainedModel) -> None:
+    """Give the output head the attribute `bias` where it lacks one.
+
+    TRL's losses read it, and PEFT's wrapper of a head knows the weight alone. A model whose head has a bias never comes
+    to such a wrapper (`peft_config`).
+    """
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
-        head.bias = None  # TRL's loss reads it, and PEFT's wrapper of a head without one has no such attribute
-    return trainer
+        head.bias = None
 
 
 def train_and_deliver(

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 FLOORS = {
-    "data": 0, "metrics": 0, "assets": 0, "provenance": 0,
+    "data": 0, "metrics": 0, "assets": 0, "provenance": 0, "device": 0,
     "sid": 1, "pipeline": 1,
     "decoding": 2,
     "backbones": 3,

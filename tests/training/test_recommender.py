@@ -37,13 +37,7 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj
 WEIGHTS = {"exact": 1.0, "rank": 1.0, "prefix": 0.5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads cost more than they bring at this size, all the more beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -32,13 +32,7 @@ LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "down_p
 LORA_MOVES = {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices of this size only lose by being shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=[(name, tied) for name in FAMILIES for tied in (True, False)], ids=str)

@@ -34,13 +34,7 @@ def inputs(tmp_path_factory):
     return {"dataset": root / "dataset", "sid_table": root / "sid_table"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small are slower on several threads, and far slower where others use them, too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Kill(TrainerCallback):
