@@ -54,6 +54,13 @@ class _RoomyLayer(DynamicLayer):
         # What was just read is in one piece; the view is not, and attention is slower on it.
         return (key_states, value_states) if begin == 0 else (self.keys, self.values)
 
+    def spread(self, row_S: torch.Tensor) -> None:
+        """Copy what was read to other rows; the room grows with them."""
+        for i, buffer in enumerate(self._buffers):
+            wider = buffer.new_empty(len(row_S), *buffer.shape[1:])
+            wider[:, :, : self.length] = buffer[row_S, :, : self.length]
+            self._buffers[i] = wider
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -118,6 +125,15 @@ class SharedPrompt:
 
     def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         return self.decoder(**inputs, **{self._cache_argument: self.cache}, use_cache=True).last_hidden_state
+
+    def spread(self, prompt_S: torch.Tensor) -> None:
+        """Go on with copies of the prompts, `prompt_S` naming each; before anything was added to them."""
+        if self.depth:
+            raise RuntimeError("a prompt can be copied before it was extended only")
+        self.hidden_B1D, self.own_BKX = self.hidden_B1D[prompt_S], self.own_BKX[prompt_S]
+        self.length_B, self.mask_BT = self.length_B[prompt_S], self.mask_BT[prompt_S]
+        for layer in self.cache.layers:
+            layer.spread(prompt_S)
 
     def mark(self) -> tuple[int, int, torch.Tensor]:
         """What `rewind` needs to come back to this point."""

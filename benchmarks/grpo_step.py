@@ -1,0 +1,211 @@
+"""A GRPO step with prompts read once for all their completions, against the same step as TRL runs it.
+
+Peer:   trl.GRPOTrainer as installed, in the same process: same model, threads, float32, attention, no gradient
+        checkpointing. The loss part gets the same completion ids on both sides.
+Model:  SmolLM2-135M's architecture with random weights: times do not depend on their values.
+Sizes:  groups of 8, prompts of 240 tokens, completions of 24 and of 64, two prompts a step.
+Run:    python benchmarks/grpo_step.py --json out.json     (12 minutes on 2 cores)
+Keys:   loss_speedup_C* is forward and backward, speedup_C* the whole step with generation, reward, and optimizer;
+        generation_s, loss_s, optimizer_s stand apart. max_relative_gradient_error is over both sizes, relative to the
+        largest gradient of each tensor. peak_mb_* is resident memory (on a GPU: allocated) above what stood before.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from recllm.training.shared_prefix import share_prefixes
+from recllm.training.tiny_lm import train_tokenizer
+
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "rope_theta": 100000.0}
+GROUP, PROMPT, PROMPTS = 8, 240, 2
+TARGETS = {"loss_speedup_C24": 4.9, "loss_speedup_C64": 3.2, "speedup_C24": 4.0, "speedup_C64": 2.6}
+
+
+def reward(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Something that differs within a group."""
+    return [float(sum(ids) % 7) for ids in completion_ids]
+
+
+def make_trainer(completion: int, shared: bool, steps: int, folder: str, layers: int) -> GRPOTrainer:
+    """A trainer over random letters, each a token of its own."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2 | {"num_hidden_layers": layers}))
+    # No merges: a character is a token.
+    tokenizer = train_tokenizer(["a"], vocab_size=256)
+    letters = torch.randint(97, 123, (PROMPTS * steps, PROMPT), generator=torch.Generator().manual_seed(1))
+    args = GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=completion,
+        max_steps=steps,
+        logging_steps=1,
+        shuffle_dataset=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=1e-5,
+        seed=0,
+    )
+    rows = Dataset.from_dict({"prompt": ["".join(map(chr, row)) for row in letters.tolist()]})
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer
+    )
+    if shared:
+        share_prefixes(trainer)
+    return trainer
+
+
+def clock(trainer: GRPOTrainer, seconds: dict[str, list[float]]) -> None:
+    """Note what generation, whole steps and the optimizer take."""
+
+    def timed(owner: Any, name: str, key: str) -> None:
+        method = getattr(owner, name)
+
+        def run(*args: Any, **options: Any) -> Any:
+            start = _now()
+            out = method(*args, **options)
+            seconds[key].append(_now() - start)
+            return out
+
+        setattr(owner, name, run)
+
+    timed(trainer, "_generate_single_turn", "generation_s")
+    timed(trainer, "compute_loss", "loss_forward_s")
+    timed(trainer, "training_step", "forward_backward_and_generation_s")
+    trainer.create_optimizer()
+    timed(trainer.optimizer, "step", "optimizer_s")
+
+
+def whole_steps(completion: int, shared: bool, steps: int, layers: int) -> dict[str, Any]:
+    """Medians over all steps but the first, rewards and gradient norms of each step."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(completion, shared, steps, folder, layers)
+        clock(trainer, seconds)
+        base = _reset_peak()
+        trainer.train()
+        peak = _peak_mb() - base
+    medians = {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
+    medians["loss_s"] = medians["forward_backward_and_generation_s"] - medians["generation_s"]
+    medians["step_s"] = medians.pop("forward_backward_and_generation_s") + medians["optimizer_s"]
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    return medians | {
+        "peak_mb": peak,
+        "rewards": [entry["reward"] for entry in history],
+        "grad_norms": [entry["grad_norm"] for entry in history],
+    }
+
+
+def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
+    """Forward and backward on the same ids, stock and shared in turn, and how far their gradients are apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        stock, ours = (make_trainer(completion, shared, 1, folder, layers) for shared in (False, True))
+    ours.model = ours.model_wrapped = stock.model
+    generator = torch.Generator().manual_seed(2)
+    rows, device = PROMPTS * GROUP, stock.model.device
+    prompt = torch.randint(0, 49152, (PROMPTS, PROMPT), generator=generator).repeat_interleave(GROUP, 0)
+    inputs = {
+        "prompt_ids": prompt,
+        "prompt_mask": torch.ones_like(prompt),
+        "completion_ids": torch.randint(0, 49152, (rows, completion), generator=generator),
+        "completion_mask": torch.ones(rows, completion, dtype=torch.long),
+        "advantages": torch.randn(rows, generator=generator),
+        "num_items_in_batch": torch.tensor(rows * completion),
+    }
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    taken: dict[str, list[float]] = {"stock": [], "ours": []}
+    peaks, grads = {}, {}
+    for repeat in range(repeats + 1):
+        for name, trainer in (("ours", ours), ("stock", stock)):
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.model.zero_grad()
+            base, start = _reset_peak(), _now()
+            trainer.compute_loss(trainer.model, inputs).backward()
+            taken[name].append(_now() - start)
+            peaks[name] = _peak_mb() - base
+            grads[name] = {key: weight.grad for key, weight in trainer.model.named_parameters()}
+    error = max(float((grads["ours"][key] - g).abs().max() / g.abs().max()) for key, g in grads["stock"].items())
+    ours_s, stock_s = (statistics.median(taken[name][1:]) for name in ("ours", "stock"))
+    return {
+        "loss_speedup": stock_s / ours_s,
+        "loss_ours_s": ours_s,
+        "loss_stock_s": stock_s,
+        "loss_peak_mb_ours": peaks["ours"],
+        "loss_peak_mb_stock": peaks["stock"],
+        "gradient_error": error,
+    }
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _reset_peak() -> float:
+    """Forget the peak; returns the megabytes in use."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 1e6
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mb()
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
+def main(
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
+    steps: int = 3,
+    repeats: int = 3,
+    threads: int = 2,
+    layers: int = SMOLLM2["num_hidden_layers"],
+    completions: str = "24,64",
+) -> None:
+    torch.set_num_threads(threads)
+    found: dict[str, Any] = {
+        "sizes": SMOLLM2 | {"num_hidden_layers": layers, "group": GROUP, "prompt": PROMPT, "prompts": PROMPTS},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
+        "threads": threads,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    errors = []
+    for completion in map(int, completions.split(",")):
+        part = loss_part(completion, repeats, layers)
+        errors.append(part.pop("gradient_error"))
+        found |= {f"{name}_C{completion}": value for name, value in part.items()}
+        sides = {name: whole_steps(completion, name == "ours", steps, layers) for name in ("ours", "stock")}
+        found[f"speedup_C{completion}"] = sides["stock"]["step_s"] / sides["ours"]["step_s"]
+        for name, values in sides.items():
+            found |= {f"{key}_{name}_C{completion}": value for key, value in values.items()}
+    found["max_relative_gradient_error"] = max(errors)
+    found["targets"] = TARGETS
+    json.dump(found, sys.stdout, indent=2)
+    if json_path:
+        json_path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

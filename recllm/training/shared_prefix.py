@@ -1,0 +1,273 @@
+"""One forward of a prompt for all its completions, in place of one a completion, inside TRL's GRPOTrainer.
+
+`share_prefixes` attaches to a trainer and changes what a step costs, not what it computes: the policy's and the
+reference's log-probabilities come from packed sequences (`packing.py`), and the first turn of generation reads each
+prompt once (`shared_generation.py`). Completions of later turns hold other tokens, but lie in one packed sequence with
+the first ones all the same, since TRL counts tool answers and later turns to the completion.
+
+Where a batch or a model cannot be packed, TRL's own code runs; the reason is logged once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from recllm.training.overrides import override
+from recllm.training.packing import Packed, assign, group_rows, pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import GRPOTrainer
+
+logger = logging.getLogger(__name__)
+
+REMEDY = "set shared_prefix: false to train with TRL's own steps"
+_LOGPS = ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
+_ATTENTION = ("sdpa", "eager", "flex_attention")
+# A pair of places costs attention 4 x width FLOPs a layer, a token twice the layer's weights, about 12 x width squared
+# (methods of counting: arXiv 2001.08361, 2.1), so dense attention over T places costs T / (6 x width) of the rest.
+_DENSE = 6
+
+
+@dataclass
+class Sharing:
+    """How often prompts were shared, and how often not and why: counts of forward calls and of generations."""
+
+    shared: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+
+    def fall_back(self, where: str, reason: str) -> None:
+        """Count a call that runs as TRL wrote it; say the reason the first time."""
+        self.reasons[f"{where}: {reason}"] += 1
+        if self.reasons[f"{where}: {reason}"] == 1:
+            logger.warning("prompts are not shared in %s: %s", where, reason)
+
+
+def share_prefixes(trainer: GRPOTrainer) -> Sharing:
+    """Make this trainer read each prompt once for all its completions, in the loss and in generation.
+
+    The loss, log-probabilities and gradients equal TRL's but for rounding; the order of random draws is TRL's, too.
+    With dropout a prompt's completions see one draw of it where TRL's see their own.
+
+    Raises:
+        OverrideError: TRL's methods are not those that this was written for.
+    """
+    from recllm.training.shared_generation import sharing_prefill
+
+    sharing = Sharing()
+
+    def logps(original: Callable, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **options):
+        batch = _Batch(input_ids, attention_mask, logits_to_keep)
+        reason = unsupported(model, options) or batch.unsupported()
+        if reason is not None:
+            sharing.fall_back("the loss", reason)
+            return original(model, input_ids, attention_mask, logits_to_keep, batch_size, **options)
+        sharing.shared["loss"] += 1
+        return packed_logps(trainer, model, batch, batch_size, options.get("compute_entropy", False))
+
+    def prepare(original: Callable, generation_batch):
+        before = trainer._buffered_inputs
+        with sharing_prefill(trainer, sharing):
+            inputs = original(generation_batch)
+        if trainer._buffered_inputs is before or not trainer.model.training:
+            return inputs
+        _regroup(trainer, sharing)
+        return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
+
+    override(trainer, "_get_per_token_logps_and_entropies", _LOGPS, logps, REMEDY)
+    override(trainer, "_prepare_inputs", ("generation_batch",), prepare, REMEDY)
+    return sharing
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The arguments of TRL's method, cut into prompts and completions."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    completion: int
+
+    @property
+    def prompt_RP(self) -> torch.Tensor:
+        return self.input_ids[:, : -self.completion]
+
+    @property
+    def prompt_mask_RP(self) -> torch.Tensor:
+        return self.attention_mask[:, : -self.completion]
+
+    @property
+    def completion_RC(self) -> torch.Tensor:
+        return self.input_ids[:, -self.completion :]
+
+    @property
+    def completion_mask_RC(self) -> torch.Tensor:
+        return self.attention_mask[:, -self.completion :]
+
+    def unsupported(self) -> str | None:
+        """Why the rows cannot be packed to any gain, or None."""
+        if (self.completion_mask_RC.diff(dim=1) > 0).any() or not self.prompt_mask_RP[:, -1:].all():
+            return "a prompt is empty, or a completion has masked tokens before its end"
+        return None
+
+
+def unsupported(model: torch.nn.Module, options: dict[str, Any]) -> str | None:
+    """Why the model or TRL's options need TRL's own forward, or None."""
+    config = extract_model_from_parallel(model).config.get_text_config()
+    if config._attn_implementation not in _ATTENTION:
+        return f"attention {config._attn_implementation!r} takes no block mask (sdpa, eager and flex_attention do)"
+    if any(kind not in (None, "full_attention") for kind in getattr(config, "layer_types", None) or []):
+        return f"{config.model_type} has layers of limited attention"
+    if options.get("compute_aux_loss"):
+        return "the balance loss of experts counts tokens a row"
+    if any(value is not None for name, value in options.items() if not name.startswith("compute_")):
+        return "the batch holds images"
+    return None
+
+
+def packed_logps(
+    trainer: GRPOTrainer, model: torch.nn.Module, batch: _Batch, batch_size: int | None, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    """What TRL's `_get_per_token_logps_and_entropies` returns: log-probabilities and entropies `RC`, and no third.
+
+    At most `batch_size` completions go through the model at a time, whole packed sequences of them.
+    """
+    rows = len(batch.input_ids)
+    group_R = group_rows(batch.prompt_RP, batch.prompt_mask_RP)
+    width = extract_model_from_parallel(model).config.get_text_config().hidden_size
+    sequence_R = assign(group_R, per_sequence(batch.prompt_RP.shape[1], batch.completion, rows, width))
+    logps_RC = batch.completion_RC.new_zeros(batch.completion_RC.shape, dtype=torch.float32)
+    entropy_RC = torch.zeros_like(logps_RC) if entropy else None
+    for chosen_R in _chunks(sequence_R, batch_size or rows):
+        packed = pack(
+            batch.prompt_RP[chosen_R],
+            batch.prompt_mask_RP[chosen_R],
+            batch.completion_RC[chosen_R],
+            batch.completion_mask_RC[chosen_R],
+            torch.unique(sequence_R[chosen_R], return_inverse=True)[1],
+        )
+        with trainer.accelerator.autocast():
+            logps, entropies = _forward(model, packed, entropy)
+        logps_RC = logps_RC.index_copy(0, chosen_R, logps)
+        if entropy:
+            entropy_RC = entropy_RC.index_copy(0, chosen_R, entropies)
+    return logps_RC, entropy_RC, None
+
+
+def per_sequence(prompt: int, completion: int, group: int, width: int) -> int:
+    """How many completions are to share a packed sequence: the number with the fewest FLOPs, prompt and mask counted.
+
+    Attention under a dense mask pays for every pair of places, so long completions part into several sequences.
+    """
+
+    def cost(count: int) -> float:
+        places = prompt + count * completion
+        return math.ceil(group / count) * places * (1 + places / (_DENSE * width))
+
+    return min(range(1, group + 1), key=cost)
+
+
+def _chunks(sequence_R: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """Rows of whole sequences, at most `most` of them unless one sequence has more."""
+    order_R = torch.argsort(sequence_R, stable=True)
+    chunk: list[torch.Tensor] = []
+    for rows in order_R.split(torch.bincount(sequence_R).tolist()):
+        if chunk and sum(map(len, chunk)) + len(rows) > most:
+            yield torch.cat(chunk)
+            chunk = []
+        chunk.append(rows)
+    yield torch.cat(chunk)
+
+
+def _forward(model: torch.nn.Module, packed: Packed, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities and entropies `RC` of one chunk, by TRL's fused head on the scored places alone."""
+    inner = extract_model_from_parallel(model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    inputs = {"input_ids": packed.ids_ST, "position_ids": packed.position_ST, "attention_mask": _mask(inner, packed)}
+    scored_ST = packed.label_ST >= 0
+    with _taking(inner.base_model, scored_ST):
+        out = model(**inputs, shift_labels=packed.label_ST[scored_ST][None], fused_lm_head=True)
+
+    def unpack(value_1N: torch.Tensor) -> torch.Tensor:
+        flat = value_1N.new_zeros(scored_ST.shape).masked_scatter(scored_ST, value_1N[0])
+        return packed.unpack(flat)
+
+    return unpack(out.log_probs), unpack(out.entropy) if entropy else None
+
+
+@contextmanager
+def _taking(backbone: torch.nn.Module, scored_ST: torch.Tensor) -> Iterator[None]:
+    """Inside, the backbone's last hidden states are those of the scored places alone, in one row.
+
+    The head is the dearest matrix of a small model, and a prompt needs none of it.
+    """
+
+    def take(module, args, output):
+        output.last_hidden_state = output.last_hidden_state[scored_ST][None]
+        return output
+
+    handle = backbone.register_forward_hook(take)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _mask(model: PreTrainedModel, packed: Packed) -> Any:
+    """The block mask in the form that the model's attention takes."""
+    kind = model.config.get_text_config()._attn_implementation
+    if kind == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        segment_ST = packed.segment_ST
+
+        def seen(s, h, query, key):
+            own = segment_ST[s, query]
+            return (query == key) | ((key < query) & ((segment_ST[s, key] == 0) | (segment_ST[s, key] == own)))
+
+        sequences, places = segment_ST.shape
+        return create_block_mask(seen, sequences, None, places, places, device=segment_ST.device)
+    mask_S1TT = packed.mask_S1TT()
+    if kind == "eager":
+        dtype = model.dtype
+        return torch.zeros_like(mask_S1TT, dtype=dtype).masked_fill_(~mask_S1TT, torch.finfo(dtype).min)
+    return mask_S1TT
+
+
+def _regroup(trainer: GRPOTrainer, sharing: Sharing) -> None:
+    """Put rows of one prompt next to each other again, within the micro-batches that one optimizer step adds up.
+
+    TRL shuffles the buffer, so that every micro-batch holds strangers. What an optimizer step sees stays the same, and
+    with it the gradient, unless the loss is normalised a micro-batch at a time.
+    """
+    args, buffer = trainer.args, trainer._buffered_inputs
+    if args.loss_type == "bnpo" or getattr(trainer, "_entropy_bonus_enabled", False):
+        sharing.fall_back("micro-batches", "a term is normalised within each, so their rows stay as they were drawn")
+        return
+    # Blocks of this many micro-batches never straddle an optimizer step.
+    span = math.gcd(args.gradient_accumulation_steps, len(buffer))
+    if span == 1 or any("num_images" in inputs for inputs in buffer):
+        return
+    for start in range(0, len(buffer), span):
+        buffer[start : start + span] = _sorted(buffer[start : start + span])
+
+
+def _sorted(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in as many parts of the same sizes, by prompt."""
+    sizes = [len(part["prompt_ids"]) for part in parts]
+    rows = {
+        name: torch.cat([part[name] for part in parts])
+        for name, value in parts[0].items()
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == sizes[0]
+    }
+    order_R = torch.argsort(group_rows(rows["prompt_ids"], rows["prompt_mask"]), stable=True)
+    split = {name: value[order_R].split(sizes) for name, value in rows.items()}
+    return [{**part, **{name: pieces[i] for name, pieces in split.items()}} for i, part in enumerate(parts)]

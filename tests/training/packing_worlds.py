@@ -1,0 +1,49 @@
+"""Tiny models and random groups of rows for the tests of packed and shared prompts."""
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+VOCABULARY, PAD = 50, 0
+
+
+def make_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "attn_implementation": attention,
+    }
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=4, **shape))
+    return LlamaForCausalLM(LlamaConfig(**shape))
+
+
+def random_rows(seed: int, prompts: int = 3, group: int = 4, longest: int = 9, most: int = 6):
+    """Prompts padded on the left, completions on the right, in mixed order; some completions have no token."""
+    rng = np.random.default_rng(seed)
+    chosen = [rng.integers(1, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(prompts)]
+    chosen[-1] = [chosen[0][0], *chosen[0]]  # begins alike, and is another prompt
+    rows = [prompt for prompt in chosen for _ in range(group)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    answers = [rng.integers(1, VOCABULARY, rng.integers(0, most + 1)).tolist() for _ in rows]
+    answers[0] = rng.integers(1, VOCABULARY, most).tolist()
+
+    def padded(lists, width, left):
+        fill = [[PAD] * (width - len(ids)) for ids in lists]
+        ids = torch.tensor([f + x if left else x + f for f, x in zip(fill, lists, strict=True)])
+        ones = torch.tensor(
+            [
+                [0] * len(f) + [1] * len(x) if left else [1] * len(x) + [0] * len(f)
+                for f, x in zip(fill, lists, strict=True)
+            ]
+        )
+        return ids, ones
+
+    prompt = padded(rows, max(map(len, rows)), left=True)
+    return rows, answers, (*prompt, *padded(answers, most, left=False))
