@@ -5,12 +5,15 @@ Peer:   trl.GRPOTrainer as installed, in the same process: same model, threads, 
 Model:  SmolLM2-135M's architecture with random weights: times do not depend on their values.
 Sizes:  groups of 8, prompts of 240 tokens, completions of 24 and of 64, two prompts a step.
 Run:    python benchmarks/grpo_step.py --json out.json     (12 minutes on 2 cores)
+        --quickstart outputs/quickstart adds the quickstart planner's real steps, with tool calls and later turns, with
+        the switch on and off; the stages before it must have run.
 Keys:   loss_speedup_C* is forward and backward, speedup_C* the whole step with generation, reward, and optimizer;
         generation_s, loss_s, optimizer_s stand apart. max_relative_gradient_error is over both sizes, relative to the
         largest gradient of each tensor. peak_mb_* is resident memory (on a GPU: allocated) above what stood before.
 """
 
 import json
+import runpy
 import statistics
 import sys
 import tempfile
@@ -26,11 +29,16 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from recllm.evaluation.planner import load_bench
+from recllm.training.arguments import parse
+from recllm.training.grpo import build_planner_trainer
+from recllm.training.sft import load_chats
 from recllm.training.shared_prefix import share_prefixes
 from recllm.training.tiny_lm import train_tokenizer
 
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
 SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "rope_theta": 100000.0}
+ROOT = Path(__file__).resolve().parents[1]
 GROUP, PROMPT, PROMPTS = 8, 240, 2
 TARGETS = {"loss_speedup_C24": 4.9, "loss_speedup_C64": 3.2, "speedup_C24": 4.0, "speedup_C64": 2.6}
 
@@ -65,9 +73,7 @@ def make_trainer(completion: int, shared: bool, steps: int, folder: str, layers:
         seed=0,
     )
     rows = Dataset.from_dict({"prompt": ["".join(map(chr, row)) for row in letters.tolist()]})
-    trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer
-    )
+    trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, train_dataset=rows, processing_class=tokenizer)
     if shared:
         share_prefixes(trainer)
     return trainer
@@ -133,7 +139,7 @@ def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
     inputs = {name: value.to(device) for name, value in inputs.items()}
     taken: dict[str, list[float]] = {"stock": [], "ours": []}
     peaks, grads = {}, {}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, trainer in (("ours", ours), ("stock", stock)):
             trainer.current_gradient_accumulation_steps = 1
             trainer.model.zero_grad()
@@ -152,6 +158,33 @@ def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
         "loss_peak_mb_stock": peaks["stock"],
         "gradient_error": error,
     }
+
+
+def planner_steps(outputs: Path, shared: bool, steps: int) -> dict[str, Any]:
+    """Medians of the quickstart planner's steps, its rewards, and what was not shared and why."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        argv = ["--config", str(ROOT / "recipes" / "configs" / "grpo_planner" / "quickstart.yaml")]
+        argv += ["--output_dir", folder, "--model_name_or_path", str(outputs / "planner_sft"), "--disable_tqdm", "true"]
+        recipe = runpy.run_path(str(ROOT / "recipes" / "grpo_planner.py"), run_name="recipe")
+        terms, args, model_args = parse(
+            recipe["Arguments"], *recipe["TRL_CONFIGS"], argv=[*argv, "--max_steps", str(steps)]
+        )
+        weights = {
+            name.removesuffix("_weight"): value for name, value in vars(terms).items() if name.endswith("_weight")
+        }
+        inputs = {name: outputs / name for name in ("dataset", "sid_table", "tool_cache")}
+        rows = load_chats(outputs / "planner_traces" / "prompts")
+        trainer = build_planner_trainer(rows, load_bench(inputs, role="routing"), args, model_args, weights)
+        sharing = share_prefixes(trainer) if shared else None
+        clock(trainer, seconds)
+        trainer.train()
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    step_s = statistics.median(seconds["forward_backward_and_generation_s"][1:])
+    generation_s = sum(seconds["generation_s"]) / steps
+    return {"step_s": step_s, "generation_s": generation_s, "rewards": [entry["reward"] for entry in history]} | (
+        {} if sharing is None else {"not_shared": dict(sharing.reasons), "shared": dict(sharing.shared)}
+    )
 
 
 def _now() -> float:
@@ -183,6 +216,8 @@ def main(
     threads: int = 2,
     layers: int = SMOLLM2["num_hidden_layers"],
     completions: str = "24,64",
+    quickstart: Annotated[Path | None, typer.Option(help="outputs/quickstart, to measure its planner, too.")] = None,
+    planner_steps_each: int = 12,
 ) -> None:
     torch.set_num_threads(threads)
     found: dict[str, Any] = {
@@ -192,7 +227,7 @@ def main(
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     errors = []
-    for completion in map(int, completions.split(",")):
+    for completion in map(int, filter(None, completions.split(","))):
         part = loss_part(completion, repeats, layers)
         errors.append(part.pop("gradient_error"))
         found |= {f"{name}_C{completion}": value for name, value in part.items()}
@@ -200,7 +235,12 @@ def main(
         found[f"speedup_C{completion}"] = sides["stock"]["step_s"] / sides["ours"]["step_s"]
         for name, values in sides.items():
             found |= {f"{key}_{name}_C{completion}": value for key, value in values.items()}
-    found["max_relative_gradient_error"] = max(errors)
+    found["max_relative_gradient_error"] = max(errors, default=None)
+    if quickstart:
+        for name in ("ours", "stock"):
+            planner = planner_steps(quickstart, name == "ours", planner_steps_each)
+            found |= {f"planner_{key}_{name}": value for key, value in planner.items()}
+        found["planner_speedup"] = found["planner_step_s_stock"] / found["planner_step_s_ours"]
     found["targets"] = TARGETS
     json.dump(found, sys.stdout, indent=2)
     if json_path:

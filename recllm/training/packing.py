@@ -9,6 +9,7 @@ P + G C.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,18 @@ def assign(group_R: torch.Tensor, most: int) -> torch.Tensor:
     return torch.unique(
         torch.stack([group_R, place_R * parts_N[group_R] // count_N[group_R]], 1), dim=0, return_inverse=True
     )[1]
+
+
+def chunks(sequence_R: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """Rows of whole sequences, at most `most` of them unless one sequence has more."""
+    order_R = torch.argsort(sequence_R, stable=True)
+    chunk: list[torch.Tensor] = []
+    for rows in order_R.split(torch.bincount(sequence_R).tolist()):
+        if chunk and sum(map(len, chunk)) + len(rows) > most:
+            yield torch.cat(chunk)
+            chunk = []
+        chunk.append(rows)
+    yield torch.cat(chunk)
 
 
 def pack(

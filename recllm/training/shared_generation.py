@@ -9,7 +9,7 @@ order as there, so a seed gives the same completions but where rounding decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from recllm.decoding.packed_linears import packed_linears
 from recllm.decoding.shared import SharedPrompt, check_model
 from recllm.training.packing import assign, group_rows
 
@@ -133,16 +134,17 @@ def generate_shared(
     head, rows = inner.get_output_embeddings(), input_RT
     open_R = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     hidden_RD = grown.hidden_RD
-    for step in range(draws):
-        logits_RV = steps(rows, head(hidden_RD).float())
-        # One draw a row, ended or not: the generator then moves as it does in transformers.
-        token_R = torch.multinomial(logits_RV.softmax(-1), 1)[:, 0]
-        token_R = torch.where(open_R, token_R, pad)
-        rows = torch.cat([rows, token_R[:, None]], 1)
-        open_R &= ~torch.isin(token_R, ends)
-        if not open_R.any() or step + 1 == draws:
-            break
-        hidden_RD = grown.extend(token_R)
+    with packed_linears(inner, len(rows), draws):
+        for step in range(draws):
+            logits_RV = steps(rows, head(hidden_RD).float())
+            # One draw a row, ended or not: the generator then moves as it does in transformers.
+            token_R = torch.multinomial(logits_RV.softmax(-1), 1)[:, 0]
+            token_R = torch.where(open_R, token_R, pad)
+            rows = torch.cat([rows, token_R[:, None]], 1)
+            open_R &= ~torch.isin(token_R, ends)
+            if not open_R.any() or step + 1 == draws:
+                break
+            hidden_RD = grown.extend(token_R)
     return rows
 
 

@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from recllm.training.overrides import override
-from recllm.training.packing import Packed, assign, group_rows, pack
+from recllm.training.packing import Packed, assign, chunks, group_rows, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,10 +143,11 @@ def packed_logps(
     rows = len(batch.input_ids)
     group_R = group_rows(batch.prompt_RP, batch.prompt_mask_RP)
     width = extract_model_from_parallel(model).config.get_text_config().hidden_size
-    sequence_R = assign(group_R, per_sequence(batch.prompt_RP.shape[1], batch.completion, rows, width))
+    prompt, completion = (int(mask.sum()) / rows for mask in (batch.prompt_mask_RP, batch.completion_mask_RC))
+    sequence_R = assign(group_R, per_sequence(prompt, completion, int(torch.bincount(group_R).max()), width))
     logps_RC = batch.completion_RC.new_zeros(batch.completion_RC.shape, dtype=torch.float32)
     entropy_RC = torch.zeros_like(logps_RC) if entropy else None
-    for chosen_R in _chunks(sequence_R, batch_size or rows):
+    for chosen_R in chunks(sequence_R, batch_size or rows):
         packed = pack(
             batch.prompt_RP[chosen_R],
             batch.prompt_mask_RP[chosen_R],
@@ -162,10 +163,11 @@ def packed_logps(
     return logps_RC, entropy_RC, None
 
 
-def per_sequence(prompt: int, completion: int, group: int, width: int) -> int:
-    """How many completions are to share a packed sequence: the number with the fewest FLOPs, prompt and mask counted.
+def per_sequence(prompt: float, completion: float, group: int, width: int) -> int:
+    """How many of a group's completions are to share a packed sequence: the number with the fewest FLOPs.
 
-    Attention under a dense mask pays for every pair of places, so long completions part into several sequences.
+    `prompt` and `completion` are mean lengths in tokens, `width` is the model's. Attention under a dense mask pays for
+    every pair of places, so long completions part into several sequences.
     """
 
     def cost(count: int) -> float:
@@ -173,18 +175,6 @@ def per_sequence(prompt: int, completion: int, group: int, width: int) -> int:
         return math.ceil(group / count) * places * (1 + places / (_DENSE * width))
 
     return min(range(1, group + 1), key=cost)
-
-
-def _chunks(sequence_R: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
-    """Rows of whole sequences, at most `most` of them unless one sequence has more."""
-    order_R = torch.argsort(sequence_R, stable=True)
-    chunk: list[torch.Tensor] = []
-    for rows in order_R.split(torch.bincount(sequence_R).tolist()):
-        if chunk and sum(map(len, chunk)) + len(rows) > most:
-            yield torch.cat(chunk)
-            chunk = []
-        chunk.append(rows)
-    yield torch.cat(chunk)
 
 
 def _forward(model: torch.nn.Module, packed: Packed, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.training.packing import IGNORED, assign, group_rows, pack
+from recllm.training.packing import IGNORED, assign, chunks, group_rows, pack
 from recllm.training.shared_prefix import per_sequence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,6 +89,17 @@ def test_groups_part_evenly_into_as_few_sequences_as_their_limit_allows(groups, 
         sizes = sizes[sizes > 0]
         count = int((group == number).sum())
         assert len(sizes) == -(-count // most) and sizes.max() - sizes.min() <= 1
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 8))
+def test_chunks_hold_every_row_once_and_whole_sequences_within_the_limit(sequences, most):
+    sequence = torch.unique(torch.tensor(sequences), return_inverse=True)[1]
+    found = list(chunks(sequence, most))
+    assert sorted(torch.cat(found).tolist()) == list(range(len(sequences)))
+    for rows in found:
+        held = set(sequence[rows].tolist())
+        assert len(rows) == sum(int(number) in held for number in sequence)
+        assert len(rows) <= most or len(held) == 1
 
 
 def test_equal_prompts_are_one_group_whatever_the_padding_holds():
