@@ -9,12 +9,15 @@ Run:    python benchmarks/grpo_step.py --json out.json     (12 minutes on 2 core
         the switch on and off; the stages before it must have run.
 Keys:   loss_speedup_C* is forward and backward, speedup_C* the whole step with generation, reward, and optimizer;
         generation_s, loss_s, optimizer_s stand apart. max_relative_gradient_error is over both sizes, relative to the
-        largest gradient of each tensor. peak_mb_* is resident memory (on a GPU: allocated) above what stood before.
+        largest gradient of each tensor. peak_mb_* is what one forward and backward takes above model and trainer
+        (resident memory; on a GPU: allocated).
 """
 
 import json
+import resource
 import runpy
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import torch
 import typer
 from datasets import Dataset
@@ -32,8 +36,8 @@ from trl import GRPOConfig, GRPOTrainer
 from recllm.evaluation.planner import load_bench
 from recllm.training.arguments import parse
 from recllm.training.grpo import build_planner_trainer
+from recllm.training.prefix.loss import share_prefixes
 from recllm.training.sft import load_chats
-from recllm.training.shared_prefix import share_prefixes
 from recllm.training.tiny_lm import train_tokenizer
 
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
@@ -106,27 +110,20 @@ def whole_steps(completion: int, shared: bool, steps: int, layers: int) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(completion, shared, steps, folder, layers)
         clock(trainer, seconds)
-        base = _reset_peak()
         trainer.train()
-        peak = _peak_mb() - base
     medians = {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
     medians["loss_s"] = medians["forward_backward_and_generation_s"] - medians["generation_s"]
     medians["step_s"] = medians.pop("forward_backward_and_generation_s") + medians["optimizer_s"]
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
     return medians | {
-        "peak_mb": peak,
         "rewards": [entry["reward"] for entry in history],
         "grad_norms": [entry["grad_norm"] for entry in history],
     }
 
 
-def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
-    """Forward and backward on the same ids, stock and shared in turn, and how far their gradients are apart."""
-    with tempfile.TemporaryDirectory() as folder:
-        stock, ours = (make_trainer(completion, shared, 1, folder, layers) for shared in (False, True))
-    ours.model = ours.model_wrapped = stock.model
-    generator = torch.Generator().manual_seed(2)
-    rows, device = PROMPTS * GROUP, stock.model.device
+def random_batch(completion: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A micro-batch as TRL makes it, of random tokens and advantages."""
+    generator, rows = torch.Generator().manual_seed(2), PROMPTS * GROUP
     prompt = torch.randint(0, 49152, (PROMPTS, PROMPT), generator=generator).repeat_interleave(GROUP, 0)
     inputs = {
         "prompt_ids": prompt,
@@ -136,17 +133,24 @@ def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
         "advantages": torch.randn(rows, generator=generator),
         "num_items_in_batch": torch.tensor(rows * completion),
     }
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
+    """Forward and backward on the same ids, stock and shared in turn, and how far their gradients are apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        stock, ours = (make_trainer(completion, shared, 1, folder, layers) for shared in (False, True))
+    ours.model = ours.model_wrapped = stock.model
+    inputs = random_batch(completion, stock.model.device)
     taken: dict[str, list[float]] = {"stock": [], "ours": []}
-    peaks, grads = {}, {}
+    grads = {}
     for _ in range(repeats + 1):
         for name, trainer in (("ours", ours), ("stock", stock)):
             trainer.current_gradient_accumulation_steps = 1
             trainer.model.zero_grad()
-            base, start = _reset_peak(), _now()
+            start = _now()
             trainer.compute_loss(trainer.model, inputs).backward()
             taken[name].append(_now() - start)
-            peaks[name] = _peak_mb() - base
             grads[name] = {key: weight.grad for key, weight in trainer.model.named_parameters()}
     error = max(float((grads["ours"][key] - g).abs().max() / g.abs().max()) for key, g in grads["stock"].items())
     ours_s, stock_s = (statistics.median(taken[name][1:]) for name in ("ours", "stock"))
@@ -154,8 +158,6 @@ def loss_part(completion: int, repeats: int, layers: int) -> dict[str, Any]:
         "loss_speedup": stock_s / ours_s,
         "loss_ours_s": ours_s,
         "loss_stock_s": stock_s,
-        "loss_peak_mb_ours": peaks["ours"],
-        "loss_peak_mb_stock": peaks["stock"],
         "gradient_error": error,
     }
 
@@ -193,20 +195,27 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _reset_peak() -> float:
-    """Forget the peak; returns the megabytes in use."""
-    if torch.cuda.is_available():
+def peak_mb(side: str, completion: int, layers: int) -> float:
+    """Megabytes that one forward and backward needs above model and trainer, in a process of its own.
+
+    A process keeps what it has freed, so two sides cannot be told apart within one.
+    """
+    command = [sys.executable, __file__, "--memory", side, "--completions", str(completion), "--layers", str(layers)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def memory(side: str, completion: int, layers: int) -> float:
+    """What `peak_mb` runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(completion, side == "ours", 1, folder, layers)
+    trainer.current_gradient_accumulation_steps = 1
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 1e6
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mb()
-
-
-def _peak_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    before = torch.cuda.memory_allocated() / 1e6 if gpu else psutil.Process().memory_info().rss / 1e6
+    trainer.compute_loss(trainer.model, random_batch(completion, trainer.model.device)).backward()
+    after = torch.cuda.max_memory_allocated() / 1e6 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return after - before
 
 
 def main(
@@ -218,8 +227,12 @@ def main(
     completions: str = "24,64",
     quickstart: Annotated[Path | None, typer.Option(help="outputs/quickstart, to measure its planner, too.")] = None,
     planner_steps_each: int = 12,
+    memory_of: Annotated[str | None, typer.Option("--memory", hidden=True)] = None,
 ) -> None:
     torch.set_num_threads(threads)
+    if memory_of:
+        print(memory(memory_of, int(completions), layers))
+        return
     found: dict[str, Any] = {
         "sizes": SMOLLM2 | {"num_hidden_layers": layers, "group": GROUP, "prompt": PROMPT, "prompts": PROMPTS},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
@@ -234,6 +247,7 @@ def main(
         sides = {name: whole_steps(completion, name == "ours", steps, layers) for name in ("ours", "stock")}
         found[f"speedup_C{completion}"] = sides["stock"]["step_s"] / sides["ours"]["step_s"]
         for name, values in sides.items():
+            found[f"peak_mb_{name}_C{completion}"] = peak_mb(name, completion, layers)
             found |= {f"{key}_{name}_C{completion}": value for key, value in values.items()}
     found["max_relative_gradient_error"] = max(errors, default=None)
     if quickstart:

@@ -7,7 +7,7 @@ Method: TwiSTAR (arXiv 2605.11553) stage 7, GRPO (arXiv 2402.03300) on tool call
 Run: accelerate launch recipes/grpo_planner.py
     With no argument the quickstart config is used and whatever is missing upstream is built first.
 Quick: about 5 minutes on 2 cores once the upstream stages exist; --config recipes/configs/grpo_planner/smoke.yaml.
-Makes: merged weights, tokenizer, sid_table/, card, metrics.json with every router, rewards.png, frontier.png, run.json.
+Makes: merged weights, tokenizer, sid_table/, card, metrics.json with every router, curves.png, frontier.png, run.json.
 Expect: see the header of recipes/configs/grpo_planner/quickstart.yaml.
 """
 
@@ -46,6 +46,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     from recllm.evaluation.planner import announce_headroom, load_bench
     from recllm.evaluation.report import print_routers
     from recllm.hub.run import deliver_run, start_run
+    from recllm.training.equip import equip
     from recllm.training.grpo import build_planner_trainer
     from recllm.training.planner import locate_inputs, train_planner
     from recllm.training.sft import load_chats
@@ -62,12 +63,13 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
 
     weights = {name.removesuffix("_weight"): value for name, value in vars(args).items() if name.endswith("_weight")}
     trainer = build_planner_trainer(prompts, bench, training_args, model_args, weights)
+    equipment = equip(trainer, publishing)
 
     metrics = train_planner(trainer, record, inputs, args.cost_weight, args.eval_users)
 
     if trainer.is_world_process_zero():
         print_routers(metrics)
-        deliver_run(record, metrics, publishing)
+        deliver_run(record, metrics | equipment.metrics(), publishing)
 
 
 if __name__ == "__main__":

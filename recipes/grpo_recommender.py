@@ -8,7 +8,7 @@ Run: accelerate launch recipes/grpo_recommender.py --config recipes/configs/grpo
     --model_name_or_path outputs/quickstart/recommender --dataset outputs/quickstart/dataset
     --output_dir outputs/quickstart/grpo_recommender
 Quick: --config recipes/configs/grpo_recommender/smoke.yaml takes seconds.
-Makes: merged weights, tokenizer, sid_table/, card, rewards.png, run.json, and metrics.json with NDCG@10 on validation
+Makes: merged weights, tokenizer, sid_table/, card, curves.png, run.json, and metrics.json with NDCG@10 on validation
     users before and after, with the paired interval of the gain.
 Expect: see the header of each config.
 """
@@ -52,6 +52,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     from recllm.recommender.prompts import prompt_examples, prompt_rows
     from recllm.sid.table import SidTable
     from recllm.sid.vocabulary import check_table
+    from recllm.training.equip import equip
     from recllm.training.recommender import Groups, build_recommender_trainer, graded_examples, train_recommender
     from recllm.training.sft import validation_watches
 
@@ -72,12 +73,13 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     watches = validation_watches(*inputs.values(), *watching, at_start=True)
     groups = Groups(args.draw, args.inclusion_weights)
     trainer = build_recommender_trainer(rows, table, training_args, model_args, weights, groups, watches)
+    equipment = equip(trainer, publishing)
 
     graded = graded_examples(args.dataset, args.validation_users, watches)
     metrics = train_recommender(trainer, record, source, table, graded, watches)
 
     if trainer.is_world_process_zero():
-        deliver_run(record, {"prompts": len(rows), **metrics}, publishing)
+        deliver_run(record, {"prompts": len(rows), **metrics, **equipment.metrics()}, publishing)
 
 
 if __name__ == "__main__":

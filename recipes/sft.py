@@ -39,6 +39,7 @@ class Arguments:
 
 def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     from recllm.hub.run import deliver_run, start_run
+    from recllm.training.equip import equip
     from recllm.training.sft import build_sft_trainer, load_chats, train_and_deliver, validation_watches
 
     source = model_args.model_name_or_path
@@ -54,11 +55,12 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     asked = (args.validation_steps, args.validation_users, args.validation_patience)
     watches = validation_watches(args.validation_dataset, f"{source}/sid_table", *asked)
     trainer = build_sft_trainer(rows, training_args, model_args, args.trainable, watches)
+    equipment = equip(trainer, publishing)
 
     metrics = train_and_deliver(trainer, record, source, watches)
 
     if trainer.is_world_process_zero():
-        deliver_run(record, {"rows": len(rows), **metrics}, publishing)
+        deliver_run(record, {"rows": len(rows), **metrics, **equipment.metrics()}, publishing)
 
 
 if __name__ == "__main__":

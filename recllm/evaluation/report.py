@@ -1,8 +1,8 @@
-"""What a person sees at the end: tables of routers and of recommenders, the (cost, NDCG) picture, the reward curve."""
+"""What a person sees at the end: tables of routers and of recommenders, the (cost, NDCG) picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,21 +107,6 @@ def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
             x, y, yerr=spread, fmt=marker, markersize=14 if router == "planner" else 7, capsize=3, label=router
         )
     axes.set_xscale("log")
-    axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def plot_rewards(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The reward of every logged step and its running mean."""
-    import numpy as np
-
-    rewards = [float(entry["reward"]) for entry in log_history if "reward" in entry]
-    figure, axes = _figure("step", "reward")
-    axes.plot(range(1, len(rewards) + 1), rewards, alpha=0.35, label="step")
-    window = max(1, len(rewards) // 10)
-    if len(rewards) >= window:
-        smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
-        axes.plot(range(window, len(rewards) + 1), smooth, label=f"mean of {window}")
     axes.legend(fontsize=8)
     _save(figure, path)
 

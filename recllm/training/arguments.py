@@ -17,8 +17,8 @@ def parse(*dataclass_types: type | str, argv: Sequence[str] | None = None, defau
 
     Both ways behave alike: the command line overrides the file, and an unknown key in either stops with the
     nearest known one. `default_config` is read where no `--config` is given. A type given by name is one of TRL's
-    (`"GRPOConfig"`), imported only here because that takes seconds; its precision and device follow the hardware
-    unless told.
+    (`"GRPOConfig"`), with the switches of `configs.py` where it has any, and imported only here because that takes
+    seconds; its precision and device follow the hardware unless told.
 
     Raises:
         SystemExit: an unknown key, a wrong type or a missing file (message on stderr, status 2).
@@ -74,7 +74,9 @@ def hardware_defaults(known: set[str]) -> dict[str, Any]:
 def _trl_type(name: str) -> type:
     import trl
 
-    return getattr(trl, name)
+    from recllm.training import configs
+
+    return getattr(configs, name, None) or getattr(trl, name)
 
 
 def _from_file(parser: Any, argv: list[str]) -> list[str]:

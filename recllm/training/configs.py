@@ -18,7 +18,7 @@ class GRPOConfig(trl.GRPOConfig):
     on_nonfinite: str = field(
         default="stop",
         metadata={
-            "help": "What a NaN or infinite loss or gradient does: stop (the batch is saved), or skip and count."
+            "help": "A NaN or infinite loss or gradient: stop (the batch is saved), or skip the step and count it."
         },
     )
     sample_steps: int = field(
@@ -33,6 +33,6 @@ class SFTConfig(trl.SFTConfig):
     on_nonfinite: str = field(
         default="stop",
         metadata={
-            "help": "What a NaN or infinite loss or gradient does: stop (the batch is saved), or skip and count."
+            "help": "A NaN or infinite loss or gradient: stop (the batch is saved), or skip the step and count it."
         },
     )

@@ -50,7 +50,7 @@ def build_planner_trainer(
     """
     from trl import GRPOTrainer, get_peft_config
 
-    from recllm.training.callbacks import GRPOAlarm
+    from recllm.training.callbacks import CLIPPED, ZERO_VARIANCE, Alarm
     from recllm.training.chat import set_chat_template
     from recllm.training.sft import load_model
 
@@ -70,7 +70,7 @@ def build_planner_trainer(
         processing_class=tokenizer,
         environment_factory=functools.partial(PlannerEnv, bench),
         peft_config=get_peft_config(model_args),
-        callbacks=[GRPOAlarm()],
+        callbacks=[Alarm(ZERO_VARIANCE, CLIPPED)],
     )
 
 

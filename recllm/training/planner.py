@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recllm.evaluation.planner import evaluate_planner
-from recllm.evaluation.report import plot_frontier, plot_rewards
+from recllm.evaluation.report import plot_frontier
 from recllm.pipeline import ensure_inputs, load_pipeline
 from recllm.provenance import RunRecord
 from recllm.training.grpo import reward_curve
@@ -48,10 +48,8 @@ def train_planner(
     tokenizer = trainer.processing_class
     deliver(model, tokenizer, record.folder, str(inputs["model_name_or_path"]))
     metrics = evaluate_planner(model, tokenizer, inputs, cost_weight, users=users)
-    history = trainer.state.log_history
-    metrics |= reward_curve(history)
+    metrics |= reward_curve(trainer.state.log_history)
     metrics |= {"steps": trainer.state.global_step, "train_seconds": round(outcome.metrics["train_runtime"], 1)}
-    plot_rewards(history, record.folder / "rewards.png")
     plot_frontier(metrics, record.folder / "frontier.png")
     remove_checkpoints(record.folder)
     return metrics

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.data.splits import Examples, load_split
 from recllm.decoding.trie import SidTrie
 from recllm.evaluation.recommender import TOP, Recommender, by_beam, sampled
-from recllm.evaluation.report import plot_rewards
 from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
 from recllm.metrics.ranking import ndcg_at_k
 from recllm.provenance import RunRecord
 from recllm.recommender.rewards import MONITORS, TERMS, Reward
 from recllm.sid.table import SidTable
+from recllm.training.callbacks import OUTSIDE, ZERO_VARIANCE, Alarm
 from recllm.training.grpo import curve_ends, prompts_per_step, schedule
 from recllm.training.recommender_rollout import GroupRollout, answer_end
 from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-logger = logging.getLogger(__name__)
-
-# Above this share of groups, and below this probability mass, a step is mostly wasted.
-MAX_ZERO_STD, MIN_ALLOWED_MASS = 0.8, 0.5
 BEAMS = 20
 GROUP_METRICS = ("allowed_mass", "group_hit_rate", "groups_without_hit", "group_duplicates")
 
@@ -92,7 +86,7 @@ def build_recommender_trainer(
         processing_class=tokenizer,
         rollout_func=GroupRollout(SidTrie.from_table(table, tokenizer), end, groups.draw, training_args.seed),
         peft_config=peft_config(model, sid_row_ids(tokenizer, source), model_args),
-        callbacks=[*watches, GroupAlarm()],
+        callbacks=[*watches, Alarm(ZERO_VARIANCE, OUTSIDE)],
     )
     make_ready(trainer)
     return trainer
@@ -167,37 +161,6 @@ def check_end(args: GRPOConfig, end: Sequence[int]) -> None:
         )
 
 
-class GroupAlarm(TrainerCallback):
-    """Warns, once a run for each, where groups teach nothing or where the loss is about other tokens than the draw.
-
-    `raised` counts the logged steps that gave each alarm.
-    """
-
-    def __init__(self) -> None:
-        self.raised = {"zero_variance": 0, "outside": 0}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        zero, mass = logs.get("frac_reward_zero_std") or 0.0, logs.get("allowed_mass")
-        if zero > MAX_ZERO_STD:
-            self._raise(
-                "zero_variance",
-                f"step {state.global_step}: {zero:.0%} of the groups have equal rewards and "
-                "teach nothing; raise num_generations, give prefix_weight a value, or train longer before",
-            )
-        if mass is not None and mass < MIN_ALLOWED_MASS:
-            self._raise(
-                "outside",
-                f"step {state.global_step}: free sampling would stay on SIDs of the catalogue with a "
-                f"probability of {mass:.2f} only, and the loss is about free sampling; fine-tune the model first",
-            )
-
-    def _raise(self, kind: str, text: str) -> None:
-        self.raised[kind] += 1
-        if self.raised[kind] == 1:
-            logger.warning(text)
-
-
 def graded_examples(dataset: str | Path, users: int | None, watches: Sequence[ValidationNDCG] = ()) -> Examples:
     """At most `users` validation examples for the comparison of before and after.
 
@@ -226,7 +189,7 @@ def train_recommender(
     graded: Examples,
     watches: Sequence[ValidationNDCG] = (),
 ) -> dict[str, Any]:
-    """Train, deliver merged weights and draw the reward curve; returns the metrics, on the main process only.
+    """Train and deliver merged weights; returns the metrics, on the main process only.
 
     `validation/before_`, `after_` and `gain_ndcg@10` are means over the `graded` users with their intervals, the gain's
     being paired; `reward`, `allowed_mass` and the groups' numbers are given for the first and the last tenth of the
@@ -246,7 +209,6 @@ def train_recommender(
         metrics |= curve_ends(history, key)
     for watch in watches:
         metrics |= watch.metrics()
-    plot_rewards(history, record.folder / "rewards.png")
     remove_checkpoints(record.folder)
     return metrics | {"steps": trainer.state.global_step, "train_seconds": round(outcome.metrics["train_runtime"], 1)}
 

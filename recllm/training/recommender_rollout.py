@@ -99,6 +99,15 @@ class GroupRollout:
                     self._fill(columns, groups[number], number, prompt_ids[number], drawn, number - start)
         return dict(columns)
 
+    def state_dict(self) -> dict[str, list[int]]:
+        """How many draws this step has seen, for a checkpoint (evaluation draws, too)."""
+        return {"calls": list(self._calls)}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        """Go on drawing where a checkpoint was written."""
+        step, count = state["calls"]
+        self._calls = (int(step), int(count))
+
     def _fill(
         self, columns: dict[str, list], members: list[int], number: int, prompt: list[int], drawn: Samples, row: int
     ) -> None:

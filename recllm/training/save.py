@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from recllm.provenance import read_json
 from recllm.sid.vocabulary import TABLE_FOLDER
+from recllm.training.safety.checkpoint import MANIFEST, STAGING, newest_complete
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -79,18 +80,24 @@ def check_reload(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def remove_checkpoints(folder: str | Path) -> None:
-    """Drop the intermediate checkpoints of a run that delivered, and the best weights that were kept beside them."""
-    for checkpoint in Path(folder).glob("checkpoint*-*"):
+    """Drop the intermediate checkpoints of a run that delivered, half saved ones and the best weights beside them."""
+    for checkpoint in [*Path(folder).glob("checkpoint*-*"), *Path(folder).glob(STAGING)]:
         shutil.rmtree(checkpoint)
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None. The trainer state is what is written last."""
-    named = {path.name.rsplit("-", 1)[1]: path for path in Path(folder).glob("checkpoint-*")}
-    for step in sorted((step for step in named if step.isdecimal()), key=int, reverse=True):
+    """The newest complete checkpoint (`checkpoint.newest_complete`), or None.
+
+    Where no checkpoint at all has a manifest, a trainer without `protect` wrote them, and the trainer state, which it
+    writes last, is all that tells a whole one.
+    """
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdecimal()]
+    if not found or any((path / MANIFEST).exists() for path in found):
+        return newest_complete(folder)
+    for path in sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
         try:
-            read_json(named[step] / "trainer_state.json")
+            read_json(path / "trainer_state.json")
         except ValueError:
             continue  # torn: the file is missing, or was cut off itself
-        return str(named[step])
+        return str(path)
     return None

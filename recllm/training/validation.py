@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.data.catalog import Catalog
@@ -74,6 +75,7 @@ class ValidationNDCG(TrainerCallback):
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self._recommender: Recommender | None = None
+        self._trainer: Trainer | None = None  # where checks are logged to; see `report_checks`
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers: the best check, the last one, how many there were, and over how many users."""
@@ -147,8 +149,7 @@ class ValidationNDCG(TrainerCallback):
         ndcg, recall = (float(metric(answers.rank_E, TOP).mean()) for metric in (ndcg_at_k, recall_at_k))
         check = {"step": state.global_step, NDCG: ndcg, RECALL: recall}
         self.history.append(check)
-        # Callbacks cannot reach the trainer's `log`; its history is what reports and pictures are made from.
-        state.log_history.append({**check, "epoch": state.epoch})
+        self._note(check, state)
         better = self.best is None or ndcg > self.best[NDCG]
         mark = " (best)" if better else f" (best {self.best[NDCG]:.4f} at step {self.best['step']})"
         print(
@@ -157,6 +158,16 @@ class ValidationNDCG(TrainerCallback):
             flush=True,
         )
         self._keep(Path(args.output_dir) / BEST_FOLDER, model, check, better)
+
+    def _note(self, check: dict[str, float], state: Any) -> None:
+        if self._trainer is None:
+            state.log_history.append({**check, "epoch": state.epoch})
+            return
+        control = self._trainer.control
+        due = control.should_log
+        # The base class's own: GRPOTrainer's would hand out, and forget, what it has gathered for its next log.
+        Trainer.log(self._trainer, {name: check[name] for name in (NDCG, RECALL)})
+        control.should_log = due  # logging takes the wish to log for granted, and this step's own log is still due
 
     def _keep(self, folder: Path, model: torch.nn.Module, check: dict[str, float], better: bool) -> None:
         # First the weights under a name of their own, then the record that names them: either both are there or the
@@ -169,6 +180,18 @@ class ValidationNDCG(TrainerCallback):
         for path in folder.iterdir():
             if path.name not in (STATE_FILE, _weights_file(self.best["step"])):
                 path.unlink()
+
+
+def report_checks(trainer: Trainer) -> None:
+    """Send what every `ValidationNDCG` of this trainer finds where its other logs go: `report_to`, callbacks, history.
+
+    A callback cannot reach its trainer by itself: without this call the numbers stand in `state.log_history` alone.
+    TensorBoard shows them as `train/validation/ndcg@10`; wandb, trackio and whatever else transformers knows under
+    `report_to` get them on the same way.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ValidationNDCG):
+            callback._trainer = trainer
 
 
 def _weights_file(step: int) -> str:

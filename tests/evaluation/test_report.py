@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from recllm.evaluation.report import ROUTERS, plot_frontier, plot_rewards, print_routers, router_table
+from recllm.evaluation.report import ROUTERS, plot_frontier, print_routers, router_table
 from recllm.evaluation.routing import MarginRouter, routing_metrics
 from recllm.planner.texts import TOOLS
 
@@ -104,17 +104,6 @@ def test_the_frontier_is_drawn(metrics, tmp_path):
     plot_frontier(few, tmp_path / "few.png")
     assert picture(tmp_path / "all.png").shape[0] > 300
     assert colours(tmp_path / "all.png") > colours(tmp_path / "few.png") > 100
-
-
-def test_rewards_are_drawn(tmp_path):
-    history = [{"reward": step / 50, "loss": 0.1} for step in range(50)] + [{"train_runtime": 3.0}]
-    plot_rewards(history, tmp_path / "rewards.png")
-    plot_rewards([{"reward": 0.5}], tmp_path / "one.png")
-    plot_rewards([], tmp_path / "none.png")
-    assert colours(tmp_path / "rewards.png") > colours(tmp_path / "none.png") + 100
-    plot_rewards([{"reward": float(step % 5)} for step in range(50)], tmp_path / "zigzag.png")  # its mean of 5 is flat
-    assert colours(tmp_path / "zigzag.png") > 2 * colours(tmp_path / "rewards.png")  # every step, not the mean alone
-    assert picture(tmp_path / "one.png").min() < 100  # axes at least
 
 
 def test_equal_values_are_drawn_too(worlds, tmp_path):

@@ -134,7 +134,7 @@ def test_the_planner_reports_every_router(outputs):
 
 def test_the_planner_is_delivered_whole(outputs):
     folder = outputs / "grpo_planner"
-    pictures = ("rewards.png", "frontier.png")
+    pictures = ("curves.png", "frontier.png")
     for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", *pictures):
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "sid_table").is_dir()
@@ -159,7 +159,7 @@ def test_the_recommender_is_trained_on_its_own_answers_and_delivered(outputs):
         low, mean, high = (found[f"validation/{when}_ndcg@10{end}"] for end in ("_lo", "", "_hi"))
         assert 0 <= low <= mean <= high <= 1
     folder = outputs / "grpo_recommender"
-    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "rewards.png"):
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "curves.png"):
         assert (folder / name).stat().st_size > 0, name
     assert (folder / "sid_table").is_dir() and not list(folder.glob("checkpoint-*"))
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recllm.data.splits import load_split, make_split
 from recllm.recommender.prompts import prompt_examples, prompt_rows
+from recllm.training.callbacks import OUTSIDE, ZERO_VARIANCE, Alarm
 from recllm.training.recommender import (
-    GroupAlarm,
     Groups,
     build_recommender_trainer,
     check_settings,
@@ -335,7 +335,7 @@ def test_rollout_functions_are_called_as_trl_documents(inputs, rows, tmp_path):
 
 
 def test_alarms_say_it_once(caplog):
-    alarm, state = GroupAlarm(), SimpleNamespace(global_step=3)
+    alarm, state = Alarm(ZERO_VARIANCE, OUTSIDE), SimpleNamespace(global_step=3)
     for _ in range(3):
         alarm.on_log(None, state, None, logs={"frac_reward_zero_std": 0.9, "allowed_mass": 0.2})
     alarm.on_log(None, state, None, logs={"frac_reward_zero_std": 0.5, "allowed_mass": 0.9})
@@ -418,7 +418,7 @@ def test_the_recipe_delivers(inputs, tmp_path):
     argv = ["--config", str(config), f"--model_name_or_path={inputs / 'stream'}", f"--dataset={inputs / 'dataset'}"]
     argv += [f"--output_dir={tmp_path}", "--validation_steps=1", "--validation_users=6", "--use_cpu=true"]
     scope["main"](*parse(scope["Arguments"], *scope["TRL_CONFIGS"], argv=argv))
-    for name in ("model.safetensors", "tokenizer.json", "README.md", "rewards.png", "run.json", "sid_table"):
+    for name in ("model.safetensors", "tokenizer.json", "README.md", "curves.png", "run.json", "sid_table"):
         assert (tmp_path / name).exists(), name
     assert not list(tmp_path.glob("checkpoint-*"))
     found = json.loads((tmp_path / "metrics.json").read_text())

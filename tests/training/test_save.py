@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import TABLE_FOLDER, check_table, extend
+from recllm.training.safety.checkpoint import STAGING, Staging
 from recllm.training.save import check_reload, deliver, merged, newest_checkpoint, remove_checkpoints
 from recllm.training.tiny_lm import build_model, train_tokenizer
 
@@ -142,11 +143,24 @@ def test_folders_that_only_look_like_checkpoints_are_ignored(tmp_path):
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
+def test_where_one_has_a_manifest_only_manifests_count(tmp_path, caplog):
+    checkpoint(tmp_path, 9, "{}")
+    staging = Staging.open(tmp_path, 5)
+    (staging.path / "trainer_state.json").write_text("{}")
+    staging.commit()
+    staging.discard()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert "checkpoint-9 is passed over: it has no manifest" in caplog.text
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{ }")
+    assert newest_checkpoint(tmp_path) is None, "a damaged one is no reason to take one of unknown origin"
+
+
 def test_checkpoints_go_and_nothing_else_does(tmp_path):
     checkpoint(tmp_path, 3, "{}")
     checkpoint(tmp_path, 12)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     (tmp_path / "sid_table").mkdir()
     (tmp_path / "checkpoints-best").mkdir()
+    (tmp_path / STAGING / "checkpoint-13").mkdir(parents=True)
     remove_checkpoints(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "sid_table"]

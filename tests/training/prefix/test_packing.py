@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.training.packing import IGNORED, assign, chunks, group_rows, pack
-from recllm.training.shared_prefix import per_sequence
+from recllm.training.prefix.loss import per_sequence
+from recllm.training.prefix.packing import IGNORED, assign, chunks, group_rows, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _FILE = Path(__file__).with_name("packing_worlds.py")

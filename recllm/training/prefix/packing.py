@@ -89,40 +89,26 @@ def pack(
 
     Prompts are padded on the left, completions on the right, and no prompt is empty, as in TRL's batches.
     """
-    rows, width = completion_RC.shape
-    long, device = torch.long, prompt_RP.device
-    order_R = torch.argsort(sequence_R, stable=True)
+    width, long, device = completion_RC.shape[1], torch.long, prompt_RP.device
     length_R, prompt_R = completion_mask_RC.sum(1).to(long), prompt_mask_RP.sum(1).to(long)
-    sequences = int(sequence_R.max()) + 1
-    head_S = torch.zeros(sequences, dtype=long, device=device).scatter(0, sequence_R, prompt_R - 1)
-    total_S = head_S.clone().index_add_(0, sequence_R, length_R)
-    # Where each completion starts: behind the prompt and the completions that stand before it in its sequence.
-    before_R = torch.empty_like(length_R)
-    ended_R = length_R[order_R].cumsum(0) - length_R[order_R]
-    base_S = torch.full((sequences,), ended_R[-1] if rows else 0, device=device).scatter_reduce(
-        0, sequence_R[order_R], ended_R, "amin"
-    )
-    before_R[order_R] = ended_R - base_S[sequence_R[order_R]]
-    start_R = head_S[sequence_R] + before_R
-    number_R = torch.empty_like(length_R)
-    count_S = torch.bincount(sequence_R, minlength=sequences)
-    number_R[order_R] = 1 + torch.arange(rows, device=device) - (count_S.cumsum(0) - count_S)[sequence_R[order_R]]
+    first_S, number_R, before_R = _places(sequence_R, length_R)
+    head_S = prompt_R[first_S] - 1
+    sequences, start_R = len(head_S), head_S[sequence_R] + before_R
+    room = int((head_S + torch.zeros_like(head_S).index_add(0, sequence_R, length_R)).max())
 
-    room = int(total_S.max())
     scored_RC = completion_mask_RC.bool()
     step_C = torch.arange(width, device=device)
     place_RC = (sequence_R[:, None] * room + start_R[:, None] + step_C).masked_fill(~scored_RC, 0)
     ids_F, position_F = (torch.zeros(sequences * room, dtype=long, device=device) for _ in range(2))
     segment_F, label_F = (torch.full_like(ids_F, fill) for fill in (-1, IGNORED))
-    # The prompt, from the first row of each sequence; rows are padded on the left.
-    lead_S = torch.empty_like(head_S).scatter_(0, sequence_R[order_R].flip(0), order_R.flip(0))
-    inside_ST = torch.arange(room, device=device) < head_S[:, None]
-    column_ST = (torch.arange(room, device=device) + (prompt_RP.shape[1] - 1 - head_S)[:, None]).clamp_max(
-        prompt_RP.shape[1] - 1
-    )
-    ids_F[inside_ST.flatten()] = prompt_RP[lead_S].gather(1, column_ST)[inside_ST]
+    # The prompt; rows are padded on the left.
+    step_T = torch.arange(room, device=device)
+    inside_ST = step_T < head_S[:, None]
+    last = prompt_RP.shape[1] - 1
+    column_ST = (step_T + (last - head_S)[:, None]).clamp_max(last)
+    ids_F[inside_ST.flatten()] = prompt_RP[first_S].gather(1, column_ST)[inside_ST]
+    position_F[inside_ST.flatten()] = step_T.expand(sequences, -1)[inside_ST]
     segment_F[inside_ST.flatten()] = 0
-    position_F[inside_ST.flatten()] = torch.arange(room, device=device).expand(sequences, -1)[inside_ST]
     # The completions, one place to the right: the prompt's last token predicts the first of them.
     shifted_RC = torch.cat([prompt_RP[:, -1:], completion_RC[:, :-1]], 1)
     at = place_RC[scored_RC]
@@ -131,3 +117,15 @@ def pack(
     position_F[at] = ((prompt_R - 1)[:, None] + step_C)[scored_RC]
     packed = (flat.view(sequences, room) for flat in (ids_F, position_F, segment_F, label_F))
     return Packed(*packed, place_RC, scored_RC)
+
+
+def _places(sequence_R: torch.Tensor, length_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each sequence's first row `S`, each row's number within its sequence from 1, and the tokens before it there."""
+    order_R = torch.argsort(sequence_R, stable=True)
+    count_S = torch.bincount(sequence_R)
+    begin_S = count_S.cumsum(0) - count_S
+    number_R, before_R = torch.empty_like(order_R), torch.empty_like(length_R)
+    number_R[order_R] = 1 + torch.arange(len(order_R), device=order_R.device) - begin_S[sequence_R[order_R]]
+    ended_R = length_R[order_R].cumsum(0) - length_R[order_R]
+    before_R[order_R] = ended_R - ended_R[begin_S][sequence_R[order_R]]
+    return order_R[begin_S], number_R, before_R

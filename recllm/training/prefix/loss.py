@@ -2,7 +2,7 @@
 
 `share_prefixes` attaches to a trainer and changes what a step costs, not what it computes: the policy's and the
 reference's log-probabilities come from packed sequences (`packing.py`), and the first turn of generation reads each
-prompt once (`shared_generation.py`). Completions of later turns hold other tokens, but lie in one packed sequence with
+prompt once (`generation.py`). Completions of later turns hold other tokens, but lie in one packed sequence with
 the first ones all the same, since TRL counts tool answers and later turns to the completion.
 
 Where a batch or a model cannot be packed, TRL's own code runs; the reason is logged once.
@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from recllm.training.overrides import override
-from recllm.training.packing import Packed, assign, chunks, group_rows, pack
+from recllm.training.prefix.packing import Packed, assign, chunks, group_rows, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
     Raises:
         OverrideError: TRL's methods are not those that this was written for.
     """
-    from recllm.training.shared_generation import sharing_prefill
+    from recllm.training.prefix.generation import sharing_prefill
 
     sharing = Sharing()
 

@@ -25,13 +25,13 @@ from transformers import (
 
 from recllm.decoding.packed_linears import packed_linears
 from recllm.decoding.shared import SharedPrompt, check_model
-from recllm.training.packing import assign, group_rows
+from recllm.training.prefix.packing import assign, group_rows
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from trl import GRPOTrainer
 
-    from recllm.training.shared_prefix import Sharing
+    from recllm.training.prefix.loss import Sharing
 
 # What shapes a draw here or means nothing to it. Whatever else a config sets needs transformers' own loop.
 _DRAW = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "max_new_tokens"}

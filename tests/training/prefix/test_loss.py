@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from recllm.training.overrides import OverrideError
-from recllm.training.shared_generation import generate_shared
-from recllm.training.shared_prefix import share_prefixes
+from recllm.training.prefix.generation import generate_shared
+from recllm.training.prefix.loss import share_prefixes
 from recllm.training.tiny_lm import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,7 +169,7 @@ def test_generation_draws_what_transformers_draws(tokenizer, tmp_path, asked):
     trainer = make_trainer(tokenizer, tmp_path, max_completion_length=30, **asked)
     model, config = trainer.model, trainer.generation_config
     config.eos_token_id = list(range(0, 256, 10))  # one draw in ten ends a completion
-    from recllm.training.packing import group_rows
+    from recllm.training.prefix.packing import group_rows
 
     for seed in range(3):
         rows = [PROMPTS[i] for i in torch.randint(0, 4, (11,), generator=torch.Generator().manual_seed(seed)).tolist()]
@@ -263,8 +263,8 @@ def test_what_cannot_be_shared_runs_as_trl_wrote_it_and_says_why(tokenizer, tmp_
 
 
 def test_rows_without_a_common_prompt_generate_as_transformers_does(tokenizer, tmp_path):
-    from recllm.training.shared_generation import sharing_prefill
-    from recllm.training.shared_prefix import Sharing
+    from recllm.training.prefix.generation import sharing_prefill
+    from recllm.training.prefix.loss import Sharing
 
     trainer, sharing = make_trainer(tokenizer, tmp_path), Sharing()
     batch = tokenizer(PROMPTS, padding=True, padding_side="left", return_tensors="pt")
