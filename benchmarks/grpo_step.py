@@ -36,7 +36,7 @@ from trl import GRPOConfig, GRPOTrainer
 from recllm.evaluation.planner import load_bench
 from recllm.training.arguments import parse
 from recllm.training.grpo import build_planner_trainer
-from recllm.training.prefix.loss import share_prefixes
+from recllm.training.prefix.share import share_prefixes
 from recllm.training.sft import load_chats
 from recllm.training.tiny_lm import train_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from recllm.training.display.curves import Curves
 from recllm.training.display.progress import show_progress
-from recllm.training.prefix.loss import Sharing, share_prefixes
+from recllm.training.prefix.share import Sharing, share_prefixes
 from recllm.training.safety.failure import NonFiniteGuard, guard_finite
 from recllm.training.safety.resume import Protection, protect
 from recllm.training.safety.reward_guard import guard_rewards

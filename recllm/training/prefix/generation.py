@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from trl import GRPOTrainer
 
-    from recllm.training.prefix.loss import Sharing
+    from recllm.training.prefix.share import Sharing
 
 # What shapes a draw here or means nothing to it. Whatever else a config sets needs transformers' own loop.
 _DRAW = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "max_new_tokens"}

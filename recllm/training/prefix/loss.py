@@ -1,95 +1,34 @@
-"""One forward of a prompt for all its completions, in place of one a completion, inside TRL's GRPOTrainer.
+"""Log-probabilities of GRPO's completions with every prompt read once: TRL's method on packed sequences.
 
-`share_prefixes` attaches to a trainer and changes what a step costs, not what it computes: the policy's and the
-reference's log-probabilities come from packed sequences (`packing.py`), and the first turn of generation reads each
-prompt once (`generation.py`). Completions of later turns hold other tokens, but lie in one packed sequence with
-the first ones all the same, since TRL counts tool answers and later turns to the completion.
-
-Where a batch or a model cannot be packed, TRL's own code runs; the reason is logged once.
+The fused head is TRL's own, so temperature, soft caps and memory are as there, but it scores the completions alone: the
+head is the dearest matrix of a small model, and a prompt needs none of it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 
-from recllm.training.overrides import override
 from recllm.training.prefix.packing import Packed, assign, chunks, group_rows, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import GRPOTrainer
 
-logger = logging.getLogger(__name__)
-
-REMEDY = "set shared_prefix: false to train with TRL's own steps"
-_LOGPS = ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
 _ATTENTION = ("sdpa", "eager", "flex_attention")
 # A pair of places costs attention 4 x width FLOPs a layer, a token twice the layer's weights, about 12 x width squared
 # (methods of counting: arXiv 2001.08361, 2.1), so dense attention over T places costs T / (6 x width) of the rest.
 _DENSE = 6
 
 
-@dataclass
-class Sharing:
-    """How often prompts were shared, and how often not and why: counts of forward calls and of generations."""
-
-    shared: Counter = field(default_factory=Counter)
-    reasons: Counter = field(default_factory=Counter)
-
-    def fall_back(self, where: str, reason: str) -> None:
-        """Count a call that runs as TRL wrote it; say the reason the first time."""
-        self.reasons[f"{where}: {reason}"] += 1
-        if self.reasons[f"{where}: {reason}"] == 1:
-            logger.warning("prompts are not shared in %s: %s", where, reason)
-
-
-def share_prefixes(trainer: GRPOTrainer) -> Sharing:
-    """Make this trainer read each prompt once for all its completions, in the loss and in generation.
-
-    The loss, log-probabilities and gradients equal TRL's but for rounding; the order of random draws is TRL's, too.
-    With dropout a prompt's completions see one draw of it where TRL's see their own.
-
-    Raises:
-        OverrideError: TRL's methods are not those that this was written for.
-    """
-    from recllm.training.prefix.generation import sharing_prefill
-
-    sharing = Sharing()
-
-    def logps(original: Callable, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **options):
-        batch = _Batch(input_ids, attention_mask, logits_to_keep)
-        reason = unsupported(model, options) or batch.unsupported()
-        if reason is not None:
-            sharing.fall_back("the loss", reason)
-            return original(model, input_ids, attention_mask, logits_to_keep, batch_size, **options)
-        sharing.shared["loss"] += 1
-        return packed_logps(trainer, model, batch, batch_size, options.get("compute_entropy", False))
-
-    def prepare(original: Callable, generation_batch):
-        before = trainer._buffered_inputs
-        with sharing_prefill(trainer, sharing):
-            inputs = original(generation_batch)
-        if trainer._buffered_inputs is before or not trainer.model.training:
-            return inputs
-        _regroup(trainer, sharing)
-        return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
-
-    override(trainer, "_get_per_token_logps_and_entropies", _LOGPS, logps, REMEDY)
-    override(trainer, "_prepare_inputs", ("generation_batch",), prepare, REMEDY)
-    return sharing
-
-
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """The arguments of TRL's method, cut into prompts and completions."""
 
     input_ids: torch.Tensor
@@ -134,7 +73,7 @@ def unsupported(model: torch.nn.Module, options: dict[str, Any]) -> str | None:
 
 
 def packed_logps(
-    trainer: GRPOTrainer, model: torch.nn.Module, batch: _Batch, batch_size: int | None, entropy: bool
+    trainer: GRPOTrainer, model: torch.nn.Module, batch: Batch, batch_size: int | None, entropy: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns: log-probabilities and entropies `RC`, and no third.
 
@@ -230,34 +169,3 @@ def _mask(model: PreTrainedModel, packed: Packed) -> Any:
         dtype = model.dtype
         return torch.zeros_like(mask_S1TT, dtype=dtype).masked_fill_(~mask_S1TT, torch.finfo(dtype).min)
     return mask_S1TT
-
-
-def _regroup(trainer: GRPOTrainer, sharing: Sharing) -> None:
-    """Put rows of one prompt next to each other again, within the micro-batches that one optimizer step adds up.
-
-    TRL shuffles the buffer, so that every micro-batch holds strangers. What an optimizer step sees stays the same, and
-    with it the gradient, unless the loss is normalised a micro-batch at a time.
-    """
-    args, buffer = trainer.args, trainer._buffered_inputs
-    if args.loss_type == "bnpo" or getattr(trainer, "_entropy_bonus_enabled", False):
-        sharing.fall_back("micro-batches", "a term is normalised within each, so their rows stay as they were drawn")
-        return
-    # Blocks of this many micro-batches never straddle an optimizer step.
-    span = math.gcd(args.gradient_accumulation_steps, len(buffer))
-    if span == 1 or any("num_images" in inputs for inputs in buffer):
-        return
-    for start in range(0, len(buffer), span):
-        buffer[start : start + span] = _sorted(buffer[start : start + span])
-
-
-def _sorted(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows in as many parts of the same sizes, by prompt."""
-    sizes = [len(part["prompt_ids"]) for part in parts]
-    rows = {
-        name: torch.cat([part[name] for part in parts])
-        for name, value in parts[0].items()
-        if isinstance(value, torch.Tensor) and value.dim() and len(value) == sizes[0]
-    }
-    order_R = torch.argsort(group_rows(rows["prompt_ids"], rows["prompt_mask"]), stable=True)
-    split = {name: value[order_R].split(sizes) for name, value in rows.items()}
-    return [{**part, **{name: pieces[i] for name, pieces in split.items()}} for i, part in enumerate(parts)]

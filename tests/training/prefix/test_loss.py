@@ -12,7 +12,7 @@ import torch
 
 from recllm.training.overrides import OverrideError
 from recllm.training.prefix.generation import generate_shared
-from recllm.training.prefix.loss import share_prefixes
+from recllm.training.prefix.share import share_prefixes
 from recllm.training.tiny_lm import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -264,7 +264,7 @@ def test_what_cannot_be_shared_runs_as_trl_wrote_it_and_says_why(tokenizer, tmp_
 
 def test_rows_without_a_common_prompt_generate_as_transformers_does(tokenizer, tmp_path):
     from recllm.training.prefix.generation import sharing_prefill
-    from recllm.training.prefix.loss import Sharing
+    from recllm.training.prefix.share import Sharing
 
     trainer, sharing = make_trainer(tokenizer, tmp_path), Sharing()
     batch = tokenizer(PROMPTS, padding=True, padding_side="left", return_tensors="pt")
@@ -275,6 +275,37 @@ def test_rows_without_a_common_prompt_generate_as_transformers_does(tokenizer, t
         found = trainer.model.generate(**batch, generation_config=trainer.generation_config)
     assert torch.equal(found, wanted) and sharing.reasons.total() == 1 and not sharing.shared
     assert "generate" not in vars(trainer.model), "the model is left as it was"
+
+
+def test_a_model_that_knows_no_block_mask_is_found_out_before_the_first_loss(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    inner = trainer.model.model
+    forward = inner.forward
+
+    def blind(*args, attention_mask=None, **kwargs):
+        plain = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        return forward(*args, attention_mask=plain, **kwargs)
+
+    inner.forward = blind
+    inputs = ragged(trainer)
+    wanted, grads = loss_and_gradients(trainer, inputs)
+    sharing = share_prefixes(trainer)
+    found, same = loss_and_gradients(trainer, inputs)
+    assert torch.equal(found, wanted) and all(torch.equal(same[name], grad) for name, grad in grads.items())
+    assert not sharing.shared and "log-probabilities differ by up to" in next(iter(sharing.reasons))
+
+
+def test_a_batch_whose_completions_are_all_masked_teaches_nothing(tokenizer, tmp_path):
+    """As `mask_truncated_completions` leaves it where every completion was cut off."""
+    trainer = make_trainer(tokenizer, tmp_path)
+    inputs = ragged(trainer)
+    inputs["completion_mask"] = torch.zeros_like(inputs["completion_mask"])
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    stock, _ = loss_and_gradients(trainer, inputs)
+    sharing = share_prefixes(trainer)
+    loss, grads = loss_and_gradients(trainer, inputs)
+    assert loss == stock == 0 and sharing.shared["loss"] == 1
+    assert not any(grad.any() for grad in grads.values())
 
 
 @pytest.mark.parametrize("name", ["_get_per_token_logps_and_entropies", "_prepare_inputs"])
