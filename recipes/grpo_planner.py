@@ -6,7 +6,7 @@ Method: TwiSTAR (arXiv 2605.11553) stage 7, GRPO (arXiv 2402.03300) on tool call
     retrieve found before it chooses.
 Run: accelerate launch recipes/grpo_planner.py
     With no argument the quickstart config is used and whatever is missing upstream is built first.
-Quick: about 5 minutes on 2 cores once the upstream stages exist; --config recipes/configs/grpo_planner/smoke.yaml.
+Quick: about 3 minutes on 2 cores once the upstream stages exist; --config recipes/configs/grpo_planner/smoke.yaml.
 Makes: merged weights, tokenizer, sid_table/, card, metrics.json with every router, curves.png, frontier.png, run.json.
 Expect: see the header of recipes/configs/grpo_planner/quickstart.yaml.
 """
