@@ -2,7 +2,7 @@
 
 A prompt is read once. Its K continuations then go through the model side by side as one sequence: a 4-D mask lets each
 see the prompt and its own codes, so the cache grows by K a level. Keys and values are written into room that was set
-aside at the start, so they are never copied, repeated or reordered. The head is evaluated for a level's codes only,
+aside, so they are not repeated or reordered. The head is evaluated for a level's codes only,
 unless the probability of all other tokens is asked for.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,18 @@ Normalisation = Literal["trie", "level", "full_vocab"]
 NORMALISATIONS = ("trie", "level", "full_vocab")
 # Rows of logits over a whole vocabulary held at once: 128 x 152k float32 are 78 MB.
 _VOCABULARY_ROWS = 128
+# Columns of a cache that are set aside at first; more room is made as it is needed.
+_COLUMNS = 1024
 # Attention that takes a mask of its own.
 _ATTENTION = ("sdpa", "eager")
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer with all its room from the start: `update` writes in place and answers with a view."""
+    """A cache layer with room set aside: `update` writes in place and answers with a view.
+
+    `room` is the most it will hold. What goes beyond `_COLUMNS` after the first write is set aside later, twice as much
+    each time, so that long limits cost nothing where sequences end early.
+    """
 
     def __init__(self, room: int):
         super().__init__()
@@ -39,14 +45,28 @@ class _RoomyLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.device = key_states.device
+        columns = min(self.room, key_states.shape[2] + _COLUMNS)
         self._buffers = [
-            states.new_empty(*states.shape[:2], self.room, states.shape[3]) for states in (key_states, value_states)
+            states.new_empty(*states.shape[:2], columns, states.shape[3]) for states in (key_states, value_states)
         ]
         self.is_initialized = True
+
+    def _make_room(self, columns: int) -> None:
+        held = self._buffers[0].shape[2]
+        if columns > held:
+            self._copy(slice(None), min(self.room, max(columns, 2 * held)))
+
+    def _copy(self, rows: torch.Tensor | slice, columns: int) -> None:
+        """Go on with these rows, in buffers of so many columns."""
+        for i, buffer in enumerate(self._buffers):
+            read = buffer[rows, :, : self.length]
+            self._buffers[i] = buffer.new_empty(len(read), buffer.shape[1], columns, buffer.shape[3])
+            self._buffers[i][:, :, : self.length] = read
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self._make_room(self.length + key_states.shape[2])
         begin, self.length = self.length, self.length + key_states.shape[2]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, begin : self.length] = states
@@ -56,10 +76,7 @@ class _RoomyLayer(DynamicLayer):
 
     def spread(self, row_S: torch.Tensor) -> None:
         """Copy what was read to other rows; the room grows with them."""
-        for i, buffer in enumerate(self._buffers):
-            wider = buffer.new_empty(len(row_S), *buffer.shape[1:])
-            wider[:, :, : self.length] = buffer[row_S, :, : self.length]
-            self._buffers[i] = wider
+        self._copy(row_S, self._buffers[0].shape[2])
 
     def get_seq_length(self) -> int:
         return self.length
@@ -83,11 +100,11 @@ class SharedPrompt:
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int):
-        check_model(model)
         lengths = [len(prompt) for prompt in prompts]
         if not lengths or min(lengths) == 0:
             raise ValueError("every prompt needs at least one token" if lengths else "there is no prompt")
         longest = max(lengths)
+        check_model(model, longest + room)
         device = model.device
         ids_BT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         self.length_B = torch.tensor(lengths, device=device)
@@ -146,8 +163,22 @@ class SharedPrompt:
             layer.length = length
 
 
-def check_model(model: PreTrainedModel) -> None:
-    """Raise ValueError where attention cannot take a mask of ours, or the head is more than one matrix product."""
+def limited_attention(config: Any, length: int) -> str | None:
+    """Why some layers do not see all of a sequence of `length` tokens, in words, or None."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if kinds and any(kind not in (None, "full_attention") for kind in kinds):
+        return f"{config.model_type} has layers of limited attention"
+    if not kinds and window and length > window:
+        return f"{config.model_type} sees {window} tokens at a time, and sequences have up to {length}"
+    return None
+
+
+def check_model(model: PreTrainedModel, length: int = 0) -> None:
+    """Raise ValueError where attention cannot take a mask of ours, or the head is more than one matrix product.
+
+    `length` is the most tokens that a sequence will have, for models that look back only so far.
+    """
     config = model.config.get_text_config()
     if config._attn_implementation not in _ATTENTION:
         raise ValueError(
@@ -157,8 +188,8 @@ def check_model(model: PreTrainedModel) -> None:
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"{type(model).__name__} changes its logits after the head ({name}): not supported here")
-    if any(kind not in (None, "full_attention") for kind in getattr(config, "layer_types", None) or []):
-        raise ValueError(f"{type(model).__name__} has layers of limited attention, which a shared prompt cannot serve")
+    if limit := limited_attention(config, length):
+        raise ValueError(f"{limit}, which a shared prompt cannot serve")
 
 
 class Head:

@@ -39,6 +39,11 @@ class Publishing:
         """What the trainer has to call for pushes while training goes on; none where none were asked for."""
         return [self.pusher.callback()] if self.pusher else []
 
+    def give_up(self) -> None:
+        """The run failed: push the checkpoints that are in line, and say which did not reach the Hub."""
+        if self.pusher and (missing := self.pusher.finish()):
+            logger.warning("%s", missing)
+
 
 def start_run(recipe: str, configs: tuple[Any, ...], inputs: Mapping[str, str | Path]) -> tuple[RunRecord, Publishing]:
     """Open the run's record and, where its TRL arguments ask for a push, make sure now that the push can work.

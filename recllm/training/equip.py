@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from recllm.training.display.curves import Curves
+from recllm.training.display.curves import draw_curves
 from recllm.training.display.progress import show_progress
+from recllm.training.overrides import override
 from recllm.training.prefix.share import Sharing, share_prefixes
 from recllm.training.safety.failure import NonFiniteGuard, guard_finite
 from recllm.training.safety.resume import Protection, protect
@@ -25,9 +28,17 @@ class Equipment:
         """Flat numbers of what happened: steps skipped, checkpoints that could not be written, calls that shared."""
         found = {"nonfinite_steps": self.finite.count, "failed_saves": self.checkpoints.failed_saves}
         if self.sharing is not None:
-            calls = self.sharing.shared.total() + self.sharing.reasons.total()
-            found["shared_prefix/calls"] = self.sharing.shared.total() / calls if calls else 0.0
+            found["shared_prefix/calls"] = self.sharing.share()
         return found
+
+
+def _train_and_hand_over(publishing: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Train; where that fails, let the checkpoints that are saved still reach the Hub."""
+    try:
+        return original(*args, **kwargs)
+    except Exception:
+        publishing.give_up()
+        raise
 
 
 def equip(trainer: Any, publishing: Any = None) -> Equipment:
@@ -47,7 +58,9 @@ def equip(trainer: Any, publishing: Any = None) -> Equipment:
     finite = guard_finite(trainer)
     checkpoints = protect(trainer)
     show_progress(trainer)
-    trainer.add_callback(Curves())
-    for callback in publishing.callbacks() if publishing is not None else ():
-        trainer.add_callback(callback)
+    draw_curves(trainer)
+    if publishing is not None:
+        for callback in publishing.callbacks():
+            trainer.add_callback(callback)
+        override(trainer, "train", (), functools.partial(_train_and_hand_over, publishing), "train without publishing")
     return Equipment(finite, checkpoints, sharing)

@@ -31,10 +31,10 @@ def override(trainer: Any, name: str, parameters: Sequence[str], replacement: Ca
     method = getattr(type(trainer), name, None)
     found = None if method is None else list(inspect.signature(method).parameters)[1:]
     if found is None or found[: len(parameters)] != list(parameters):
+        is_now = "is missing" if found is None else f"takes ({', '.join(found)})"
         raise OverrideError(
-            f"{type(trainer).__name__}.{name} was expected to take ({', '.join(parameters)}), and "
-            f"{'is missing' if found is None else f'takes ({chr(44).join(found)})'} in TRL {version('trl')} with "
-            f"transformers {version('transformers')}: {remedy}, or install trl>=1.16,<1.17"
+            f"{type(trainer).__name__}.{name} was expected to take ({', '.join(parameters)}), and {is_now} in TRL "
+            f"{version('trl')} with transformers {version('transformers')}: {remedy}, or install trl>=1.16,<1.17"
         )
     original = getattr(trainer, name)
     setattr(trainer, name, functools.wraps(original)(functools.partial(replacement, original)))

@@ -10,6 +10,7 @@ from transformers import ProgressCallback
 
 from recllm.training.equip import equip
 from recllm.training.safety.checkpoint import newest_complete
+from recllm.training.safety.reward_guard import RewardError
 from recllm.training.tiny_lm import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,6 +77,17 @@ def test_a_callback_of_the_publishing_is_called(tmp_path):
 
     told = Told()
     trainer = make_trainer(tmp_path)
-    equip(trainer, SimpleNamespace(callbacks=lambda: [told]))
+    given_up = []
+    equip(trainer, SimpleNamespace(callbacks=lambda: [told], give_up=lambda: given_up.append(told.saves)))
     trainer.train()
-    assert told.saves == 2
+    assert told.saves == 2 and not given_up
+
+    def broken(completion_ids, **columns):
+        raise KeyError("no such column")
+
+    trainer = make_trainer(tmp_path / "broken")
+    trainer.reward_funcs[0] = broken
+    equip(trainer, SimpleNamespace(callbacks=lambda: [told], give_up=lambda: given_up.append(told.saves)))
+    with pytest.raises(RewardError, match="no such column"):
+        trainer.train()
+    assert given_up == [2], "what was saved may still reach the Hub"

@@ -7,6 +7,7 @@ a display trains bit for bit like one without.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from recllm.training.display.samples import sample_table
 from recllm.training.overrides import override
 from recllm.training.validation import report_checks
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two plain lines.
 PLAIN_SECONDS = 30.0
@@ -103,7 +106,13 @@ class Progress(TrainerCallback):
         if not control.should_log:  # the log that comes next has this step's numbers
             self._show(state)
         if self.draw is not None and self.sample_steps and state.global_step % self.sample_steps == 0:
-            self.console.print(self.draw(state.global_step))
+            self._print_samples(state.global_step)
+
+    def _print_samples(self, step: int) -> None:
+        try:
+            self.console.print(self.draw(step))
+        except Exception as error:  # whatever a completion held, training goes on
+            logger.warning("the samples of step %d cannot be shown: %s: %s", step, type(error).__name__, error)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self._read(logs or {})

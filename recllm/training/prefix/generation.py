@@ -22,6 +22,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.decoding.packed_linears import packed_linears
 from recllm.decoding.shared import SharedPrompt, check_model
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 _DRAW = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "max_new_tokens"}
 _IDLE = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "disable_compile", "transformers_version"}
 _IDLE |= {"max_length", "trust_remote_code", "_from_model_config"}
-# Reading a prompt's cache again costs about this many times the products of a query with as many keys.
+# Reading a prompt's cache again costs about this many times the products of a query with as many keys (measured on a
+# CPU; a few times more or less changes little).
 _READING = 40
 
 
@@ -48,7 +50,7 @@ def sharing_prefill(trainer: GRPOTrainer, sharing: Sharing) -> Iterator[None]:
     original = model.generate
 
     def generate(input_ids=None, attention_mask=None, generation_config=None, **inputs):
-        reason = _unsupported(trainer, model, generation_config, inputs)
+        reason = _unsupported(trainer, model, generation_config, inputs, input_ids.shape[1])
         group_R = None
         if reason is None:
             group_R = group_rows(input_ids, attention_mask)
@@ -71,21 +73,22 @@ def sharing_prefill(trainer: GRPOTrainer, sharing: Sharing) -> Iterator[None]:
 
 
 def _unsupported(
-    trainer: GRPOTrainer, model: PreTrainedModel, config: GenerationConfig | None, inputs: dict[str, Any]
+    trainer: GRPOTrainer, model: PreTrainedModel, config: GenerationConfig | None, inputs: dict[str, Any], length: int
 ) -> str | None:
     """Why transformers' own loop has to run, or None."""
     if inputs or config is None:
         return f"generate was called with {', '.join(inputs) or 'no generation config'}"
-    if trainer.accelerator.distributed_type == "FSDP":
-        return "FSDP slices the weights"
+    if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
+        return "weights are sliced over processes, which have to step together"
     asked = {**model.generation_config.to_diff_dict(), **config.to_diff_dict()}
     asked = {name for name, value in asked.items() if value not in (None, False)}
     if strange := sorted(asked - _DRAW - _IDLE):
         return f"the generation config sets {', '.join(strange)}"
-    if config.max_new_tokens is None or not config.do_sample:
-        return "completions are not sampled up to max_new_tokens"
+    if config.max_new_tokens is None or config.eos_token_id is None or not config.do_sample:
+        return "completions are not sampled up to max_new_tokens or an end"
     try:
-        check_model(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        check_model(inner, length + config.max_new_tokens)
     except ValueError as error:
         return str(error)
     return None

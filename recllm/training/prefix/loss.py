@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 
+from recllm.decoding.shared import limited_attention
 from recllm.training.prefix.packing import Packed, assign, chunks, group_rows, pack
 
 if TYPE_CHECKING:
@@ -58,17 +59,17 @@ class Batch:
         return None
 
 
-def unsupported(model: torch.nn.Module, options: dict[str, Any]) -> str | None:
-    """Why the model or TRL's options need TRL's own forward, or None."""
+def unsupported(model: torch.nn.Module, options: dict[str, Any], length: int) -> str | None:
+    """Why the model, rows of `length` tokens or TRL's options need TRL's own forward, or None."""
     config = extract_model_from_parallel(model).config.get_text_config()
     if config._attn_implementation not in _ATTENTION:
         return f"attention {config._attn_implementation!r} takes no block mask (sdpa, eager and flex_attention do)"
-    if any(kind not in (None, "full_attention") for kind in getattr(config, "layer_types", None) or []):
-        return f"{config.model_type} has layers of limited attention"
-    if options.get("compute_aux_loss"):
+    if limit := limited_attention(config, length):
+        return limit
+    if options.get("compute_aux_loss") or getattr(config, "output_router_logits", False):
         return "the balance loss of experts counts tokens a row"
     if any(value is not None for name, value in options.items() if not name.startswith("compute_")):
-        return "the batch holds images"
+        return "the batch holds more than tokens, such as images"
     return None
 
 

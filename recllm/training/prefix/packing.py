@@ -94,7 +94,8 @@ def pack(
     first_S, number_R, before_R = _places(sequence_R, length_R)
     head_S = prompt_R[first_S] - 1
     sequences, start_R = len(head_S), head_S[sequence_R] + before_R
-    room = int((head_S + torch.zeros_like(head_S).index_add(0, sequence_R, length_R)).max())
+    # At least one place, also where all there is is masked.
+    room = max(1, int((head_S + torch.zeros_like(head_S).index_add(0, sequence_R, length_R)).max()))
 
     scored_RC = completion_mask_RC.bool()
     step_C = torch.arange(width, device=device)

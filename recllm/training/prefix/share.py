@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from recllm.training.overrides import override
+from recllm.training.overrides import OverrideError, override
 from recllm.training.prefix.loss import Batch, packed_logps, unsupported
 from recllm.training.prefix.packing import group_rows
 from recllm.training.validation import evaluating
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REMEDY = "set shared_prefix: false to train with TRL's own steps"
+# What is read of the trainer besides the two methods.
+_READ = ("_buffered_inputs", "_step", "_entropy_bonus_enabled", "aux_loss_enabled", "top_entropy_quantile")
 _LOGPS = ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss")
 # Of the largest log-probability: what rounding may move, and the block mask of a model that knows none moves far more.
 _ROUNDING = {torch.float32: 1e-3}
@@ -47,6 +50,11 @@ class Sharing:
     shared: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
     difference: float | None = None
+
+    def share(self) -> float:
+        """Of the forward calls and generations, those that shared; 0 before any."""
+        others = sum(count for reason, count in self.reasons.items() if not reason.startswith("micro-batches"))
+        return self.shared.total() / max(1, self.shared.total() + others)
 
     def fall_back(self, where: str, reason: str) -> None:
         """Count a call that runs as TRL wrote it; say the reason the first time."""
@@ -70,9 +78,13 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
 
     def logps(original: Callable, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **options):
         batch = Batch(input_ids, attention_mask, logits_to_keep)
-        reason = unsupported(model, options) or batch.unsupported()
+        reason = unsupported(model, options, input_ids.shape[1])
         if reason is None and sharing.difference is None:
             sharing.difference = difference(trainer, original, model)
+        if reason is None and sliced(trainer) and batch_size is not None:
+            # Every process has to make as many forwards as the others, and the packed ones depend on its rows.
+            reason = "weights are sliced over processes, and this call makes several forwards"
+        reason = reason or batch.unsupported()
         if reason is None and sharing.difference > _tolerated(trainer, model):
             reason = f"packed, this model's log-probabilities differ by up to {sharing.difference:.2g} of the largest"
         if reason is not None:
@@ -90,9 +102,30 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
         _regroup(trainer, sharing)
         return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
 
+    for name in _READ:
+        if not hasattr(trainer, name):
+            raise OverrideError(f"{type(trainer).__name__} has no {name} in this version of TRL: {REMEDY}")
+    if active_dropout(trainer.model):
+        logger.warning(
+            "dropout is on: a prompt's completions see one draw of it, where TRL's own steps draw for each. Set "
+            "lora_dropout: 0 and disable_dropout: true for the same results"
+        )
     override(trainer, "_get_per_token_logps_and_entropies", _LOGPS, logps, REMEDY)
     override(trainer, "_prepare_inputs", ("generation_batch",), prepare, REMEDY)
     return sharing
+
+
+def sliced(trainer: GRPOTrainer) -> bool:
+    """Whether FSDP or ZeRO-3 leaves each process a slice of the weights."""
+    return trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
+
+
+def active_dropout(model: torch.nn.Module) -> bool:
+    """Whether some layer drops out while the model trains."""
+    return any(
+        getattr(module, "p", 0) > 0 if isinstance(module, torch.nn.Dropout) else getattr(module, "attention_dropout", 0)
+        for module in model.modules()
+    )
 
 
 @torch.no_grad()
@@ -127,8 +160,9 @@ def _regroup(trainer: GRPOTrainer, sharing: Sharing) -> None:
     with it the gradient, unless the loss is normalised a micro-batch at a time.
     """
     args, buffer = trainer.args, trainer._buffered_inputs
-    if args.loss_type == "bnpo" or getattr(trainer, "_entropy_bonus_enabled", False):
-        sharing.fall_back("micro-batches", "a term is normalised within each, so their rows stay as they were drawn")
+    by_batch = args.loss_type == "bnpo" or trainer._entropy_bonus_enabled or trainer.aux_loss_enabled
+    if by_batch or trainer.top_entropy_quantile < 1:
+        sharing.fall_back("micro-batches", "a term is reckoned within each, so their rows stay as they were drawn")
         return
     # Blocks of this many micro-batches never straddle an optimizer step.
     span = math.gcd(args.gradient_accumulation_steps, len(buffer))

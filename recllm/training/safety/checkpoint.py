@@ -157,14 +157,15 @@ def newest_size(folder: str | Path) -> int | None:
 
 def rotate(
     folder: str | Path, limit: int | None, keep: Collection[str | Path] = (), trusted: Collection[str] = ()
-) -> None:
+) -> set[str]:
     """Remove all complete checkpoints but the newest `limit` and those in `keep`; None or 0 removes nothing.
 
     Incomplete ones neither count nor go, so the last complete one stays however many torn ones are newer. `trusted`
-    names checkpoints that were whole in this process before, whose files are not hashed again.
+    names checkpoints that were whole in this process before, whose files are not hashed again; returns those names and
+    of whatever else was found whole.
     """
     if not limit or limit < 0:
-        return
+        return set()
     folder = Path(folder)
     complete = [path for path in _checkpoints(folder) if fault(path, hashes=path.name not in trusted) is None]
     kept = {Path(path).resolve() for path in keep}
@@ -174,6 +175,7 @@ def rotate(
             (folder / STAGING).mkdir(exist_ok=True)
             removed = path.rename(folder / STAGING / f"{path.name}-removed")
             _remove(removed)
+    return {path.name for path in complete}
 
 
 def disk_full(error: BaseException | None) -> bool:

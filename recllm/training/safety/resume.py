@@ -166,7 +166,7 @@ class Protection(TrainerCallback):
                 "would go on from that one. Remove it if it belongs to another run"
             )
         keep = [final, *filter(None, [state.best_model_checkpoint])]
-        checkpoint.rotate(folder, self.trainer.args.save_total_limit, keep, self._whole)
+        self._whole |= checkpoint.rotate(folder, self.trainer.args.save_total_limit, keep, self._whole)
 
     def _tell_full(self, folder: Path, reason: str) -> None:
         free, needed = shutil.disk_usage(folder).free, checkpoint.newest_size(folder)

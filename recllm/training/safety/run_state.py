@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -78,7 +79,8 @@ def read_state(trainer: Any, folder: Path) -> dict[str, Any]:
         load_model(reference, str(folder / _REFERENCE))
     path = folder / f"run_state-{trainer.accelerator.process_index}.json"
     known = read_json(path) if path.is_file() else {}
-    if unlike := _unlike(known.get("layout"), layout(trainer)):
+    # All take up the buffer or none: whoever generates anew waits for the others to do so, too.
+    if unlike := next(filter(None, gather_object([_unlike(known.get("layout"), layout(trainer))])), ""):
         logger.warning(
             "%s: %s. Completions that it may hold and numbers since the last log do not fit this run: it generates "
             "anew and goes on, but will not equal an uninterrupted one",

@@ -21,6 +21,7 @@ worlds = SimpleNamespace(**runpy.run_path(str(_FILE), run_name="packing_worlds")
 PROMPTS = ["aab", "abcabcabcabc", "b", "cabbage", "a" * 20, "aab c"]
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
 RELATIVE = 1e-4
+TWO_AT_A_TIME = {"gradient_accumulation_steps": 2, "max_steps": 5}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,27 @@ def reward(completion_ids, **columns):
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
-def make_trainer(tokenizer, folder, family="llama", attention="sdpa", lora=False, rollout=None, **changes):
-    """A GRPOTrainer over six prompts of unequal length, on a model whose weights depend on the family alone."""
+def turns(prompts, trainer):
+    """Episodes of several turns: what the model said, what a tool answered (masked), and what it said then."""
+    generator = torch.Generator().manual_seed(trainer.state.global_step)
+
+    def draw(most):
+        return torch.randint(97, 123, (int(torch.randint(1, most, (1,), generator=generator)),), generator=generator)
+
+    parts = [[draw(4).tolist(), draw(6).tolist(), draw(3).tolist()] for _ in prompts]
+    return {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"],
+        "completion_ids": [[*a, *b, *c] for a, b, c in parts],
+        "env_mask": [[1] * len(a) + [0] * len(b) + [1] * len(c) for a, b, c in parts],
+        "logprobs": None,
+    }
+
+
+def make_trainer(tokenizer, folder, family="llama", attention="sdpa", lora=False, rollout=False, **changes):
+    """A GRPOTrainer over six prompts of unequal length, on a model whose weights depend on the family alone.
+
+    Where there is a reference model and no LoRA, it is loaded from a folder, as TRL does.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
@@ -44,6 +64,9 @@ def make_trainer(tokenizer, folder, family="llama", attention="sdpa", lora=False
     torch.manual_seed(5)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
+    if changes.get("beta") and not lora:
+        model.save_pretrained(folder / "start")
+        model = type(model).from_pretrained(folder / "start", attn_implementation=attention)
     settings = {
         **{"output_dir": str(folder), "per_device_train_batch_size": 12, "num_generations": 4, "max_steps": 3},
         **{"max_completion_length": 7, "learning_rate": 1e-2, "use_cpu": True, "bf16": False, "logging_steps": 1},
@@ -58,7 +81,7 @@ def make_trainer(tokenizer, folder, family="llama", attention="sdpa", lora=False
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
         peft_config=LoraConfig(**LORA) if lora else None,
-        rollout_func=rollout,
+        rollout_func=turns if rollout else None,
     )
 
 
@@ -136,8 +159,15 @@ def test_loss_log_probs_and_gradients_are_the_stock_trainers(tokenizer, tmp_path
         {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "loss_type": "grpo"},
         {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1, "temperature": 0.8},
         {"importance_sampling_level": "sequence", "loss_type": "dr_grpo"},
+        {"gradient_checkpointing": True, "pad_to_multiple_of": 8, "cast_lm_head_to_fp32": True},
+        {"per_device_train_batch_size": 4, "loss_type": "cispo", "steps_per_generation": 6, **TWO_AT_A_TIME},
+        {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "top_entropy_quantile": 0.5},
+        {"rollout": True, "beta": 0.1},
     ],
-    ids=["plain", "reference", "iterations", "accumulation", "warpers", "sequence"],
+    ids=[
+        *("plain", "reference", "iterations", "accumulation", "warpers", "sequence", "checkpointing", "buffer"),
+        *("quantile", "tool turns"),
+    ],
 )
 def test_the_same_seed_gives_the_same_rewards_and_the_same_weights(tokenizer, tmp_path, changes):
     ends = {}
@@ -152,7 +182,9 @@ def test_the_same_seed_gives_the_same_rewards_and_the_same_weights(tokenizer, tm
             [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry],
             {name: weight.detach() for name, weight in trainer.model.named_parameters()},
         )
-    assert sharing.shared["loss"] and sharing.shared["generation"] and not sharing.reasons
+    assert sharing.shared["loss"] and sharing.share() == 1
+    assert bool(sharing.reasons) == ("top_entropy_quantile" in changes), "the quantile is of a micro-batch"
+    assert bool(sharing.shared["generation"]) == ("rollout" not in changes)
     assert ends[True][0] == ends[False][0] and len(set(ends[True][0])) > 1
     assert ends[True][1] == pytest.approx(ends[False][1], rel=1e-3) and min(ends[True][1]) > 0
     for name, weight in ends[False][2].items():
@@ -164,8 +196,9 @@ def test_the_same_seed_gives_the_same_rewards_and_the_same_weights(tokenizer, tm
     [{}, {"top_k": 20, "temperature": 0.8}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 5.0}],
     ids=["plain", "top_k", "top_p", "min_p", "penalty"],
 )
-def test_generation_draws_what_transformers_draws(tokenizer, tmp_path, asked):
-    """Token for token from one seed, with completions that end early and prompts that come in any order."""
+def test_generation_draws_what_transformers_draws(tokenizer, tmp_path, asked, monkeypatch):
+    """Token for token from one seed, with completions that end early, prompts in any order, and a cache that grows."""
+    monkeypatch.setattr("recllm.decoding.shared._COLUMNS", 5)
     trainer = make_trainer(tokenizer, tmp_path, max_completion_length=30, **asked)
     model, config = trainer.model, trainer.generation_config
     config.eos_token_id = list(range(0, 256, 10))  # one draw in ten ends a completion
@@ -256,7 +289,7 @@ def test_what_cannot_be_shared_runs_as_trl_wrote_it_and_says_why(tokenizer, tmp_
     assert set(sharing.reasons) == {
         "the loss: qwen3 has layers of limited attention",
         "generation: the generation config sets min_new_tokens",
-        "micro-batches: a term is normalised within each, so their rows stay as they were drawn",
+        "micro-batches: a term is reckoned within each, so their rows stay as they were drawn",
     }
     told = [record.message for record in caplog.records if "prompts are not shared in" in record.message]
     assert len(told) == 3, "each reason once"
@@ -277,6 +310,42 @@ def test_rows_without_a_common_prompt_generate_as_transformers_does(tokenizer, t
     assert "generate" not in vars(trainer.model), "the model is left as it was"
 
 
+@pytest.mark.parametrize("window", [8, 100])
+def test_a_window_without_layer_types_is_kept(tokenizer, tmp_path, window):
+    """Mistral and others say how far they look in one number; a block mask would let them see everything."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    trainer = make_trainer(tokenizer, tmp_path)
+    shape = {"vocab_size": 260, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    mistral = MistralForCausalLM(MistralConfig(sliding_window=window, **shape, **heads))
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(mistral, outputs=("log_probs", "entropy"))
+    inputs = ragged(trainer)
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    call, told = (mistral, ids, mask, inputs["completion_ids"].shape[1]), inputs["completion_mask"].bool()
+    wanted = trainer._get_per_token_logps_and_entropies(*call)[0]
+    sharing = share_prefixes(trainer)
+    found = trainer._get_per_token_logps_and_entropies(*call)[0]
+    torch.testing.assert_close(found[told], wanted[told], rtol=1e-4, atol=1e-4)
+    assert sharing.shared["loss"] == (window == 100)
+    reason = "the loss: mistral sees 8 tokens at a time, and sequences have up to 15"
+    assert list(sharing.reasons) == ([] if window == 100 else [reason])
+
+
+def test_dropout_is_told(tokenizer, tmp_path, caplog):
+    trainer = make_trainer(tokenizer, tmp_path)
+    share_prefixes(trainer)
+    assert "dropout" not in caplog.text
+    trainer = make_trainer(tokenizer, tmp_path)
+    trainer.model.model.layers[0].self_attn.attention_dropout = 0.1
+    share_prefixes(trainer)
+    assert "dropout is on" in caplog.text
+
+
 def test_a_model_that_knows_no_block_mask_is_found_out_before_the_first_loss(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
     inner = trainer.model.model
@@ -295,10 +364,13 @@ def test_a_model_that_knows_no_block_mask_is_found_out_before_the_first_loss(tok
     assert not sharing.shared and "log-probabilities differ by up to" in next(iter(sharing.reasons))
 
 
-def test_a_batch_whose_completions_are_all_masked_teaches_nothing(tokenizer, tmp_path):
+@pytest.mark.parametrize("short", [False, True])
+def test_a_batch_whose_completions_are_all_masked_teaches_nothing(tokenizer, tmp_path, short):
     """As `mask_truncated_completions` leaves it where every completion was cut off."""
     trainer = make_trainer(tokenizer, tmp_path)
     inputs = ragged(trainer)
+    if short:
+        inputs |= {"prompt_ids": inputs["prompt_ids"][:, -1:], "prompt_mask": inputs["prompt_mask"][:, -1:]}
     inputs["completion_mask"] = torch.zeros_like(inputs["completion_mask"])
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
     stock, _ = loss_and_gradients(trainer, inputs)
