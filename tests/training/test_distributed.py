@@ -215,5 +215,13 @@ def child(outputs: Path) -> None:
         (outputs / f"{name}-{rank}.json").write_text(json.dumps(told))
 
 
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        # Gloo's threads abort a process that leaves while another still talks to it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     child(Path(sys.argv[1]))

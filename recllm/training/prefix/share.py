@@ -102,6 +102,14 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
         _regroup(trainer, sharing)
         return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
 
+    _check(trainer)
+    override(trainer, "_get_per_token_logps_and_entropies", _LOGPS, logps, REMEDY)
+    override(trainer, "_prepare_inputs", ("generation_batch",), prepare, REMEDY)
+    return sharing
+
+
+def _check(trainer: GRPOTrainer) -> None:
+    """Raise where TRL has changed what is read of it, and warn where results will not be TRL's."""
     for name in _READ:
         if not hasattr(trainer, name):
             raise OverrideError(f"{type(trainer).__name__} has no {name} in this version of TRL: {REMEDY}")
@@ -110,9 +118,6 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
             "dropout is on: a prompt's completions see one draw of it, where TRL's own steps draw for each. Set "
             "lora_dropout: 0 and disable_dropout: true for the same results"
         )
-    override(trainer, "_get_per_token_logps_and_entropies", _LOGPS, logps, REMEDY)
-    override(trainer, "_prepare_inputs", ("generation_batch",), prepare, REMEDY)
-    return sharing
 
 
 def sliced(trainer: GRPOTrainer) -> bool:

@@ -165,8 +165,17 @@ class Protection(TrainerCallback):
                 f"{strangers[-1]} is of a later step than this run has reached: a restart from the newest checkpoint "
                 "would go on from that one. Remove it if it belongs to another run"
             )
-        keep = [final, *filter(None, [state.best_model_checkpoint])]
+        self._rotate(folder)
+
+    def _rotate(self, folder: Path) -> None:
+        best = self.trainer.state.best_model_checkpoint
+        keep = [best] if best else []
         self._whole |= checkpoint.rotate(folder, self.trainer.args.save_total_limit, keep, self._whole)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """A process that was killed after its last save and before it rotated left one too many."""
+        if args.should_save and args.save_strategy != "no":
+            self._rotate(Path(args.output_dir))
 
     def _tell_full(self, folder: Path, reason: str) -> None:
         free, needed = shutil.disk_usage(folder).free, checkpoint.newest_size(folder)
