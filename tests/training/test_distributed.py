@@ -214,7 +214,6 @@ def child(outputs: Path) -> None:
         told["folder"] = {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
         (outputs / f"{name}-{rank}.json").write_text(json.dumps(told))
 
-
     import torch.distributed
 
     if torch.distributed.is_initialized():
