@@ -8,12 +8,21 @@ import torch
 
 
 class Backbone(Protocol):
-    """A sequential recommender. Saving and loading come from `PyTorchModelHubMixin`."""
+    """A sequential recommender. Saving and loading come from `PyTorchModelHubMixin`.
+
+    One that was fitted with times has an attribute `uses_time` that is true, and its `forward`, `score` and `loss` take
+    them as a second tensor of the histories' shape, `time_BT` (int64 seconds, 0 at padding). Others lack the attribute
+    and are called without.
+    """
 
     max_len: int
 
     def score(self, history_BT: torch.Tensor) -> torch.Tensor:
-        """Scores of every item, `scores_BN`, for left-aligned histories of item id + 1 (0 is padding)."""
+        """Scores of every item, `scores_BN`, for left-aligned histories of item id + 1 (0 is padding).
+
+        Left-aligned histories need no padding mask under causal attention: a padded position comes after every real
+        one and is never looked at.
+        """
         ...
 
     def flops(self, history_length: int) -> int:
@@ -21,22 +30,25 @@ class Backbone(Protocol):
         ...
 
 
-def left_align(history_BT: torch.Tensor) -> torch.Tensor:
-    """Move the padding of right-aligned histories to the end and trim the columns nobody uses.
-
-    Left-aligned histories need no padding mask under causal attention: a padded position comes after every
-    real one and is never looked at.
-    """
-    length_B = (history_BT > 0).sum(1)
-    width = max(int(length_B.max()), 1)
-    column_BT = torch.arange(width, device=history_BT.device)[None] + (history_BT.shape[1] - length_B)[:, None]
-    aligned_BT = history_BT.gather(1, column_BT.clamp(max=history_BT.shape[1] - 1))
-    return aligned_BT.masked_fill(torch.arange(width, device=history_BT.device)[None] >= length_B[:, None], 0)
+def uses_time(model: object) -> bool:
+    """Whether the model is called with the times of the history."""
+    return bool(getattr(model, "uses_time", False))
 
 
 def last_position(history_BT: torch.Tensor) -> torch.Tensor:
     """Column of the last real item of each left-aligned history, `index_B` (0 where the history is empty)."""
     return ((history_BT > 0).sum(1) - 1).clamp(min=0)
+
+
+def at_last_position(state_BTD: torch.Tensor, history_BT: torch.Tensor) -> torch.Tensor:
+    """The states `BD` at the last real item of each left-aligned history."""
+    return state_BTD[torch.arange(len(history_BT), device=history_BT.device), last_position(history_BT)]
+
+
+def check_length(history_BT: torch.Tensor, max_len: int) -> None:
+    """Raise `ValueError` where the histories are wider than the model looks back."""
+    if history_BT.shape[1] > max_len:
+        raise ValueError(f"history of {history_BT.shape[1]} items is longer than max_len {max_len}")
 
 
 def matmul_parameters(module: torch.nn.Module) -> int:

@@ -1,70 +1,46 @@
-"""The one fit loop of the backbones: length buckets, AdamW, early stop on validation, progress on the terminal."""
+"""The one fit loop of the backbones: early stop on validation, resume after a kill, progress on the terminal; and what
+a fitted backbone is asked for: ranks over the whole catalogue, lists, metrics.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
-from recllm.backbones.base import Backbone, left_align
-from recllm.data.interactions import Sequences
+from recllm.backbones.base import Backbone, uses_time
+from recllm.backbones.batches import example_batches
+from recllm.backbones.optimizers import make_optimizers
+from recllm.backbones.ranks import best_items, count_ranks
+from recllm.backbones.resume import Checkpointer, Progress
 from recllm.data.splits import Examples
 from recllm.metrics.bootstrap import flat, mean_interval
-from recllm.metrics.ranking import ndcg_at_k, rank_of_targets, recall_at_k
+from recllm.metrics.ranking import ndcg_at_k, recall_at_k
+
+# Scores of a batch of examples held at once, 64 MiB of float32.
+_SCORES = 1 << 24
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit did. `best_metric` is the validation metric of the epoch whose weights were kept."""
+    """What a fit did. `best_metric` is the validation metric of the epoch whose weights were kept.
+
+    `seconds` counts all sittings of a resumed fit; `history` has each epoch's mean `loss`, `metric` and `seconds`.
+    """
 
     best_metric: float
     best_epoch: int
     epochs: int
     seconds: float
-
-
-def windows(
-    sequences: Sequences, fit_length_U: np.ndarray, max_len: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut every user's fitting fold into windows of at most `max_len` + 1 events, each event a target once.
-
-    The cut starts at a random offset, so that over the epochs an event is seen at every depth of context. Returns
-    (start_W, length_W): flat positions into `sequences.items_M`; windows of fewer than 2 events are dropped.
-    """
-    start_U = sequences.offsets_U1[:-1]
-    pieces = []
-    shift_U = rng.integers(0, max_len, size=len(fit_length_U))
-    deepest = int(fit_length_U.max(initial=0)) // max_len + 2
-    for step in range(deepest):
-        begin_U = np.maximum(step * max_len - shift_U, 0)
-        end_U = np.minimum((step + 1) * max_len - shift_U + 1, fit_length_U)
-        keep_U = end_U - begin_U >= 2
-        pieces.append(np.stack([(start_U + begin_U)[keep_U], (end_U - begin_U)[keep_U]]))
-    start_W, length_W = np.concatenate(pieces, axis=1)
-    return start_W, length_W
-
-
-def window_batches(
-    sequences: Sequences, fit_length_U: np.ndarray, max_len: int, batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches (`history_BT`, `target_BT`), item id + 1, left-aligned; windows of like length share a batch."""
-    start_W, length_W = windows(sequences, fit_length_U, max_len, rng)
-    order_W = np.argsort(length_W + rng.random(len(length_W)), kind="stable")
-    batches = np.split(order_W, np.arange(batch_size, len(order_W), batch_size))
-    for index in rng.permutation(len(batches)):
-        chosen_B = batches[index]
-        width = int(length_W[chosen_B].max())
-        column_BT = start_W[chosen_B][:, None] + np.arange(width)[None]
-        inside_BT = np.arange(width)[None] < length_W[chosen_B][:, None]
-        event_BT = sequences.items_M[np.minimum(column_BT, len(sequences.items_M) - 1)].astype(np.int64) + 1
-        event_BT = torch.from_numpy(np.where(inside_BT, event_BT, 0))
-        yield event_BT[:, :-1] * (event_BT[:, 1:] > 0), event_BT[:, 1:]
+    history: tuple[dict[str, float], ...] = field(default=())
 
 
 def fit(
@@ -78,51 +54,85 @@ def fit(
     weight_decay: float,
     patience: int,
     label: str,
+    optimizer: str = "adamw",
+    betas: tuple[float, float] = (0.9, 0.999),
+    folder: str | Path | None = None,
+    rngs: Sequence[np.random.Generator] = (),
 ) -> FitReport:
     """Train until `epochs`, or until `validate()` (higher is better) has not risen for `patience` epochs.
 
     The weights of the best epoch are put back. Batches are moved to the model's device.
 
+    Args:
+        optimizer, betas: `adam` or `adamw`; embeddings with `sparse` set are updated row by row, see `LazyAdam`.
+        folder: the state after each epoch is kept in its checkpoint-fit/; a fit that finds one there goes on from it
+            as if it had never been interrupted. The caller removes it (`discard_checkpoint`).
+        rngs: the numpy generators that `batches` draws from, kept with the state. Torch's are kept anyway.
+
     Raises:
         FloatingPointError: the loss is not finite; the message names epoch and step.
+        ValueError: the checkpoint cannot be read, or another model or other settings left it.
     """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    best, best_epoch, best_state = -math.inf, -1, copy.deepcopy(model.state_dict())
-    began = time.monotonic()
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with bar:
-        task = bar.add_task(label, total=epochs)
-        for epoch in range(epochs):
-            model.train()
-            for step, batch in enumerate(batches(epoch)):
-                value = loss(*(part.to(device) for part in batch))
-                if not torch.isfinite(value):
-                    raise FloatingPointError(f"{label}: loss is {value.item()} at epoch {epoch}, step {step}")
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                optimizer.step()
-            model.eval()
+    asked = {"label": label, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "betas": betas}
+    optimizers = make_optimizers(model, optimizer, lr, weight_decay, betas)
+    keeper = None if folder is None else Checkpointer(Path(folder), model, optimizers, rngs, asked)
+    progress, best_state = (keeper and keeper.restore()) or (Progress(), copy.deepcopy(model.state_dict()))
+    with Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task(label, total=epochs, completed=progress.epoch)
+        while progress.epoch < epochs and (not progress.epoch or progress.epoch - 1 - progress.best_epoch < patience):
+            began = time.monotonic()
+            mean = _train_epoch(model, batches(progress.epoch), loss, optimizers, f"{label} {progress.epoch}")
             metric = validate()
-            if metric > best:
-                best, best_epoch, best_state = metric, epoch, copy.deepcopy(model.state_dict())
-            bar.update(task, advance=1, description=f"{label} loss {value.item():.3f} val {metric:.4f} best {best:.4f}")
-            if epoch - best_epoch >= patience:
-                break
+            if metric > progress.best:
+                progress.best, progress.best_epoch = metric, progress.epoch
+                best_state = copy.deepcopy(model.state_dict())
+            progress.ended(mean, metric, time.monotonic() - began)
+            if keeper is not None:
+                keeper.save(progress, best_state)
+            bar.update(task, advance=1, description=f"{label} {progress.told}")
     model.load_state_dict(best_state)
-    return FitReport(best, best_epoch, epoch + 1, time.monotonic() - began)
+    return FitReport(progress.best, progress.best_epoch, progress.epoch, progress.seconds, tuple(progress.history))
+
+
+def _train_epoch(
+    model: torch.nn.Module,
+    batches: Iterable[tuple[torch.Tensor, ...]],
+    loss: Callable[..., torch.Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    where: str,
+) -> float:
+    """One pass over the batches in training mode; the mean loss of its steps. Leaves the model in evaluation mode."""
+    device = next(model.parameters()).device
+    model.train()
+    total, steps = 0.0, 0
+    for step, batch in enumerate(batches):
+        value = loss(*(part.to(device) for part in batch))
+        told = value.item()
+        if not math.isfinite(told):
+            label, _, epoch = where.rpartition(" ")
+            raise FloatingPointError(f"{label}: loss is {told} at epoch {epoch}, step {step}")
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        total, steps = total + told, step + 1
+    model.eval()
+    return total / max(steps, 1)
 
 
 @torch.no_grad()
-def full_ranks(model: Backbone, examples: Examples, exclude_seen: bool, batch_size: int = 256) -> np.ndarray:
-    """Rank of each example's target over the whole catalogue, `rank_E` (0 is first).
+def full_ranks(model: Backbone, examples: Examples, exclude_seen: bool, batch_size: int | None = None) -> np.ndarray:
+    """Rank of each example's target over the whole catalogue, `rank_E` (0 is first), by counting better items.
 
-    With `exclude_seen` the items of the history leave the ranking, the target never does.
+    With `exclude_seen` the items of the history leave the ranking, the target never does. `batch_size` is by default
+    256, or as many examples as keep the scores of a batch under 64 MiB.
     """
-    rank_E = np.zeros(len(examples))
-    for rows, scores_BN in score_batches(model, examples, batch_size):
+    rank_E, targets_E = np.zeros(len(examples)), examples.targets_E
+    size = batch_size or max(min(256, _SCORES // max(getattr(model, "num_items", 0), 1)), 1)
+    for rows, scores_BN in score_batches(model, examples, size):
         seen = [examples.history(row) for row in rows] if exclude_seen else None
-        rank_E[rows] = rank_of_targets(scores_BN.float().cpu().numpy(), examples.targets_E[rows], exclude=seen)
+        rank_E[rows] = count_ranks(scores_BN.float(), targets_E[rows], seen)
     return rank_E
 
 
@@ -130,14 +140,10 @@ def full_ranks(model: Backbone, examples: Examples, exclude_seen: bool, batch_si
 def score_batches(
     model: Backbone, examples: Examples, batch_size: int = 256
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield (rows of `examples`, `scores_BN`) in batches of like history length."""
-    if not len(examples):
-        return
+    """Yield (rows of `examples`, `scores_BN`) in batches of like history length; times go to models that use them."""
     device = next(model.parameters()).device
-    order_E = np.argsort(examples.lengths_E, kind="stable")
-    histories_ET = torch.from_numpy(examples.padded_histories(model.max_len))
-    for rows in np.split(order_E, np.arange(batch_size, len(order_E), batch_size)):
-        yield rows, model.score(left_align(histories_ET[rows]).to(device))
+    for rows, parts in example_batches(examples, model.max_len, batch_size, uses_time(model)):
+        yield rows, model.score(*(part.to(device) for part in parts))
 
 
 @torch.no_grad()
@@ -155,11 +161,10 @@ def top_lists(model: Backbone, examples: Examples, k: int, exclude_seen: bool) -
                 scores_BN[place, torch.as_tensor(examples.history(row).astype(np.int64))] = float("-inf")
         if not 0 < k <= scores_BN.shape[1]:
             raise ValueError(f"asked for {k} of {scores_BN.shape[1]} items")
-        order_BN = torch.argsort(scores_BN, dim=1, descending=True, stable=True)[:, :k]
-        top_BK = scores_BN.gather(1, order_BN)
+        top_BK, order_BK = best_items(scores_BN, k)
         if not torch.isfinite(top_BK).all():
             raise ValueError(f"an example has fewer than {k} unseen items; ask for less")
-        items_EK[rows], scores_EK[rows] = order_BN.int().cpu().numpy(), top_BK.cpu().numpy()
+        items_EK[rows], scores_EK[rows] = order_BK.int().cpu().numpy(), top_BK.cpu().numpy()
     return items_EK, scores_EK
 
 

@@ -2,7 +2,8 @@
 
 Differences from the paper: layer norm before each block instead of after it, GELU instead of ReLU, and softmax
 cross entropy over the whole catalogue (or over sampled negatives) in place of the pairwise loss with one negative;
-the loss alone moves Recall@10 by half again (Turning Dross Into Gold, RecSys 2023).
+the loss alone moves Recall@10 by half again (Turning Dross Into Gold, RecSys 2023). The structural options are those
+that VirtualMLE searches over; each leaves the default network as it is.
 """
 
 from __future__ import annotations
@@ -12,30 +13,79 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from recllm.backbones.base import last_position, matmul_parameters
+from recllm.backbones.attention import (
+    RelativePositionBias,
+    causal_mask,
+    check_pooling,
+    check_rope,
+    parse_position,
+    pool,
+    rotate,
+)
+from recllm.backbones.base import at_last_position, check_length, matmul_parameters
+from recllm.backbones.losses import Objective
+
+FFNS = ("gelu", "swiglu")
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward SiLU(x W) * (x V), then down (arXiv 2002.05202), as many parameters as 4 x wide GELU has."""
+
+    def __init__(self, hidden_dim: int, dropout: float):
+        super().__init__()
+        inner = max(8 * hidden_dim // 3, 1)
+        self.up = nn.Linear(hidden_dim, 2 * inner)
+        self.drop = nn.Dropout(dropout)
+        self.down = nn.Linear(inner, hidden_dim)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        gate, value = self.up(x_BTD).chunk(2, -1)
+        return self.down(self.drop(F.silu(gate) * value))
 
 
 class SASRecBlock(nn.Module):
     """Pre-norm causal attention and feed-forward, both residual. Shapes stay `BTD`."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, dropout: float):
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        dropout: float,
+        ffn: str = "gelu",
+        position: frozenset[str] = frozenset(),
+        max_len: int = 0,
+    ):
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout, self.rope = num_heads, dropout, "rope" in position
         self.attention_norm = nn.LayerNorm(hidden_dim)
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.out = nn.Linear(hidden_dim, hidden_dim)
         self.ffn_norm = nn.LayerNorm(hidden_dim)
-        self.ffn = nn.Sequential(
-            nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * hidden_dim, hidden_dim)
-        )
+        if ffn == "swiglu":
+            self.ffn = SwiGLU(hidden_dim, dropout)
+        else:
+            self.ffn = nn.Sequential(
+                nn.Linear(hidden_dim, 4 * hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(4 * hidden_dim, hidden_dim),
+            )
         self.drop = nn.Dropout(dropout)
+        self.bias = RelativePositionBias(num_heads, max_len) if "relative_bias" in position else None
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         batch, length, width = x_BTD.shape
         qkv = self.qkv(self.attention_norm(x_BTD)).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if self.rope:
+            query, key = rotate(query), rotate(key)
+        bias_HTT = None
+        if self.bias is not None:
+            bias_HTT = self.bias(length).masked_fill(~causal_mask(length, x_BTD.device), float("-inf"))
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias_HTT, is_causal=bias_HTT is None, dropout_p=dropout
+        )
         x_BTD = x_BTD + self.drop(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
         return x_BTD + self.drop(self.ffn(self.ffn_norm(x_BTD)))
 
@@ -48,6 +98,13 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         max_len: longest history looked at; longer ones keep their last items.
         hidden_dim, num_blocks, num_heads, dropout: the usual widths; `hidden_dim` must divide by `num_heads`.
         tie_embeddings: score with the input embeddings (true) or with a table of their own.
+        ffn: `gelu` (4 x wide) or `swiglu` of as many parameters.
+        position: `learned` embeddings of places, a learned `relative_bias` for each head and distance, `rope`, several
+            joined by +, or `none`.
+        pooling, pool_k: the user vector is the `last` state, the `mean` of all, or the mean of the last k
+            (`last_k_mean`).
+        share_blocks: one block's weights, applied `num_blocks` times.
+        l2_norm, temperature: user and item vectors of length 1 (or as they are), their product over the temperature.
     """
 
     def __init__(
@@ -59,63 +116,76 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         num_heads: int = 1,
         dropout: float = 0.2,
         tie_embeddings: bool = True,
+        ffn: str = "gelu",
+        position: str = "learned",
+        pooling: str = "last",
+        pool_k: int = 5,
+        share_blocks: bool = False,
+        l2_norm: bool = False,
+        temperature: float = 1.0,
     ):
         super().__init__()
         if hidden_dim % num_heads:
             raise ValueError(f"hidden_dim {hidden_dim} does not divide by num_heads {num_heads}")
-        self.num_items, self.max_len = num_items, max_len
+        if ffn not in FFNS:
+            raise ValueError(f"ffn {ffn!r} is unknown; choose one of {', '.join(FFNS)}")
+        parts = parse_position(position)
+        check_rope(parts, hidden_dim // num_heads, "hidden_dim / num_heads")
+        check_pooling(pooling, pool_k)
+        self.num_items, self.max_len, self.num_blocks = num_items, max_len, num_blocks
+        self.pooling, self.pool_k, self.l2_norm, self.temperature = pooling, pool_k, l2_norm, temperature
         self.item_embedding = nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
-        self.position_embedding = nn.Embedding(max_len, hidden_dim)
+        self.position_embedding = nn.Embedding(max_len, hidden_dim) if "learned" in parts else None
         self.output_embedding = None if tie_embeddings else nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
-        self.blocks = nn.ModuleList(SASRecBlock(hidden_dim, num_heads, dropout) for _ in range(num_blocks))
+        built = 1 if share_blocks else num_blocks
+        self.blocks = nn.ModuleList(
+            SASRecBlock(hidden_dim, num_heads, dropout, ffn, parts, max_len) for _ in range(built)
+        )
         self.norm = nn.LayerNorm(hidden_dim)
         self.drop = nn.Dropout(dropout)
         for table in (self.item_embedding, self.position_embedding, self.output_embedding):
             if table is not None:
                 nn.init.normal_(table.weight, std=hidden_dim**-0.5)
 
-    def item_vectors(self) -> torch.Tensor:
-        """Output vectors of the items, `vectors_ND` (without the padding row)."""
-        return (self.output_embedding or self.item_embedding).weight[1:]
+    def item_vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Output vectors of those items, or of all (`vectors_ND`, without the padding row)."""
+        table = self.output_embedding or self.item_embedding
+        vectors = table.weight[1:] if items is None else table(items + 1)
+        return F.normalize(vectors, dim=-1) if self.l2_norm else vectors
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden states `BTD` of left-aligned histories (item id + 1, 0 is padding), T <= max_len."""
-        if history_BT.shape[1] > self.max_len:
-            raise ValueError(f"history of {history_BT.shape[1]} items is longer than max_len {self.max_len}")
-        position_T = torch.arange(history_BT.shape[1], device=history_BT.device)
-        x_BTD = self.drop(self.item_embedding(history_BT) + self.position_embedding(position_T))
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.norm(x_BTD)
+        """User vectors `BTD` at every place of left-aligned histories (item id + 1, 0 is padding), T <= max_len.
+
+        Their product with an item's vector is the item's score.
+        """
+        check_length(history_BT, self.max_len)
+        x_BTD = self.item_embedding(history_BT)
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(torch.arange(history_BT.shape[1], device=history_BT.device))
+        x_BTD = self.drop(x_BTD)
+        for depth in range(self.num_blocks):
+            x_BTD = self.blocks[depth % len(self.blocks)](x_BTD)
+        user_BTD = pool(self.norm(x_BTD), self.pooling, self.pool_k)
+        user_BTD = F.normalize(user_BTD, dim=-1) if self.l2_norm else user_BTD
+        return user_BTD if self.temperature == 1.0 else user_BTD / self.temperature
 
     def loss(self, history_BT: torch.Tensor, target_BT: torch.Tensor, num_negatives: int = 0) -> torch.Tensor:
         """Mean cross entropy over the positions with a target (`target_BT` holds item id + 1, 0 is none).
 
         With `num_negatives` = 0 the softmax runs over the whole catalogue; otherwise over the target and that many
-        uniform negatives shared by the batch. A uniform proposal needs no logQ correction (it is a constant), but a
-        negative that happens to be the target is struck out, or it would count twice.
+        uniform negatives shared by the batch. `Objective` has the other losses.
         """
-        hidden_MD = self.forward(history_BT)[target_BT > 0]
-        target_M = target_BT[target_BT > 0] - 1
-        vectors_ND = self.item_vectors()
-        if not num_negatives:
-            return F.cross_entropy(hidden_MD @ vectors_ND.T, target_M)
-        negative_S = torch.randint(self.num_items, (num_negatives,), device=target_M.device)
-        logit_MS = hidden_MD @ vectors_ND[negative_S].T
-        logit_MS = logit_MS.masked_fill(negative_S[None] == target_M[:, None], float("-inf"))
-        positive_M = (hidden_MD * vectors_ND[target_M]).sum(-1)
-        return (torch.logsumexp(torch.cat([positive_M[:, None], logit_MS], 1), 1) - positive_M).mean()
+        return Objective(num_negatives=num_negatives)(self, history_BT, target_BT)
 
     @torch.no_grad()
     def score(self, history_BT: torch.Tensor) -> torch.Tensor:
         """Scores of every item, `scores_BN`, from the last position of each left-aligned history."""
-        hidden_BTD = self.forward(history_BT)
-        row_B = torch.arange(len(history_BT), device=history_BT.device)
-        return hidden_BTD[row_B, last_position(history_BT)] @ self.item_vectors().T
+        return at_last_position(self(history_BT), history_BT) @ self.item_vectors().T
 
     def flops(self, history_length: int) -> int:
         """Cost of one query: 2 x parameters x tokens + attention, and one product with the item table."""
         tokens = min(max(history_length, 1), self.max_len)
         width = self.item_embedding.embedding_dim
-        attention = 4 * len(self.blocks) * tokens * tokens * width
-        return 2 * matmul_parameters(self.blocks) * tokens + attention + 2 * self.num_items * width
+        attention = 4 * self.num_blocks * tokens * tokens * width
+        layers = 2 * matmul_parameters(self.blocks) * tokens * self.num_blocks // max(len(self.blocks), 1)
+        return layers + attention + 2 * self.num_items * width

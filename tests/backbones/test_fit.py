@@ -1,22 +1,13 @@
-import itertools
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from recllm.backbones.fit import fit, full_ranks, ranking_metrics, score_batches, top_lists, window_batches, windows
+from recllm.backbones.fit import fit, full_ranks, ranking_metrics, score_batches, top_lists
 from recllm.data.interactions import Sequences
 from recllm.data.splits import Examples, make_split
 from recllm.metrics.ranking import ndcg_at_k
-
-
-def random_world(seed: int, users: int = 25, items: int = 40, longest: int = 30) -> Sequences:
-    """Histories of 0 to `longest` events; an item may come twice."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(0, longest + 1, size=users)
-    return Sequences.from_lists([rng.integers(items, size=length).tolist() for length in lengths])
 
 
 class Scripted(torch.nn.Module):
@@ -40,68 +31,6 @@ class Scripted(torch.nn.Module):
         """Scores of one history, the long way round."""
         last = int(history[-1]) + 1 if len(history) else 0
         return np.roll(self.table_NN[last].detach().numpy(), 1) + min(len(history), self.max_len) % 3
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("max_len", [1, 2, 5, 50])
-def test_every_fitting_event_but_a_users_first_is_a_target_once(seed, max_len):
-    sequences = random_world(seed)
-    fit_length_U = np.maximum(sequences.lengths_U - 3, 0)
-    start_W, length_W = windows(sequences, fit_length_U, max_len, np.random.default_rng(seed))
-    assert (length_W >= 2).all() and (length_W <= max_len + 1).all()
-    targets = Counter(
-        flat for start, length in zip(start_W, length_W, strict=True) for flat in range(start + 1, start + length)
-    )
-    first_U = sequences.offsets_U1[:-1]
-    wanted = [
-        flat for first, fold in zip(first_U, fit_length_U, strict=True) for flat in range(first + 1, first + fold)
-    ]
-    assert targets == Counter(wanted)
-    for start, length in zip(start_W, length_W, strict=True):
-        user = np.searchsorted(sequences.offsets_U1, start, side="right") - 1
-        assert first_U[user] <= start and start + length <= first_U[user] + fit_length_U[user], "inside one user's fold"
-
-
-def test_windows_begin_elsewhere_in_each_epoch():
-    sequences = Sequences.from_lists([list(range(60))])
-    rng = np.random.default_rng(0)
-    depths = set()
-    for _ in range(60):
-        start_W, length_W = windows(sequences, sequences.lengths_U, 6, rng)
-        (window,) = np.flatnonzero((start_W < 30) & (start_W + length_W > 30))[:1]
-        depths.add(30 - int(start_W[window]))
-    assert depths == set(range(1, 7)), "event 30 is predicted from each depth of context"
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_batches_are_the_windows(seed):
-    sequences = random_world(seed)
-    fit_length_U = np.maximum(sequences.lengths_U - 2, 0)
-    max_len, batch_size = 6, 7
-    start_W, length_W = windows(sequences, fit_length_U, max_len, np.random.default_rng(seed))
-    expected = Counter(
-        tuple((sequences.items_M[start : start + length] + 1).tolist())
-        for start, length in zip(start_W, length_W, strict=True)
-    )
-    found, sizes, spreads = Counter(), [], []
-    for history_BT, target_BT in window_batches(
-        sequences, fit_length_U, max_len, batch_size, np.random.default_rng(seed)
-    ):
-        assert history_BT.shape == target_BT.shape and history_BT.dtype == torch.int64
-        assert history_BT.shape[1] <= max_len and (target_BT[:, 0] > 0).all()
-        assert torch.equal(history_BT > 0, target_BT > 0), "left-aligned, one target an item"
-        assert torch.equal(history_BT[:, 1:], target_BT[:, :-1] * (target_BT[:, 1:] > 0)), "targets are the next items"
-        for history_T, target_T in zip(history_BT.tolist(), target_BT.tolist(), strict=True):
-            real = sum(item > 0 for item in target_T)
-            assert all(target_T[:real]) and not any(target_T[real:])
-            found[(history_T[0], *target_T[:real])] += 1
-        sizes.append(len(history_BT))
-        lengths = (target_BT > 0).sum(1)
-        spreads.append((int(lengths.min()), int(lengths.max())))
-    assert found == expected
-    assert sum(sizes) == len(start_W) and sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
-    spreads.sort()
-    assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spreads)), "like lengths together"
 
 
 def run_fit(metrics, *, epochs=10, patience=2, loss=None, batches=None):

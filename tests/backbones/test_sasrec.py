@@ -1,8 +1,11 @@
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from recllm.backbones.base import last_position, left_align, matmul_parameters
+from recllm.backbones.base import last_position, matmul_parameters
 from recllm.backbones.sasrec import SASRec
 
 ITEMS = 11
@@ -59,16 +62,8 @@ def test_padding_after_the_end_never_changes_scores(tie_embeddings):
         torch.testing.assert_close(scores_N, model.item_vectors() @ hidden_D)
 
 
-def test_left_align_twin():
-    generator = np.random.default_rng(3)
-    for _ in range(20):
-        width, lengths = int(generator.integers(1, 8)), generator.integers(0, 8, size=5)
-        histories = [generator.integers(1, 50, size=min(length, width)).tolist() for length in lengths]
-        right_BT = torch.tensor([[0] * (width - len(row)) + row for row in histories])
-        wide = max(max(map(len, histories)), 1)
-        expected_BT = torch.tensor([row + [0] * (wide - len(row)) for row in histories])
-        assert torch.equal(left_align(right_BT), expected_BT)
-        assert last_position(expected_BT).tolist() == [max(len(row) - 1, 0) for row in histories]
+def test_last_position_of_left_aligned_histories():
+    assert last_position(torch.tensor([[4, 2, 0], [1, 0, 0], [7, 7, 7], [0, 0, 0]])).tolist() == [1, 0, 2, 0]
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
@@ -167,3 +162,117 @@ def test_bad_shapes_are_refused():
         SASRec(ITEMS, hidden_dim=10, num_heads=3)
     with pytest.raises(ValueError, match="history of 8 items is longer than max_len 7"):
         make()(torch.ones(1, 8, dtype=torch.long))
+
+
+OPTIONS = [
+    {"ffn": "swiglu"},
+    {"position": "relative_bias"},
+    {"position": "rope"},
+    {"position": "none"},
+    {"position": "learned+relative_bias+rope"},
+    {"pooling": "mean"},
+    {"pooling": "last_k_mean", "pool_k": 2},
+    {"share_blocks": True},
+    {"l2_norm": True, "temperature": 0.1},
+    {"tie_embeddings": False},
+]
+
+
+def warmed(**changed) -> SASRec:
+    """A model whose zero-initialised biases have left zero."""
+    model = make(**changed).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            if block.bias is not None:
+                block.bias.weight.copy_(
+                    torch.randn(block.bias.weight.shape, generator=torch.Generator().manual_seed(1))
+                )
+    return model
+
+
+@pytest.mark.parametrize("changed", OPTIONS, ids=str)
+def test_every_option_stays_causal_and_blind_to_padding(changed):
+    model = warmed(**changed)
+    history_BT = torch.randint(1, ITEMS + 1, (4, 6), generator=torch.Generator().manual_seed(0))
+    before_BTD = model(history_BT)
+    for place in range(1, 6):
+        changed_BT = history_BT.clone()
+        changed_BT[:, place:] = changed_BT[:, place:] % ITEMS + 1
+        torch.testing.assert_close(model(changed_BT)[:, :place], before_BTD[:, :place])
+        assert (model(changed_BT)[:, place] - before_BTD[:, place]).abs().max() > 1e-4
+    mixed_BT = random_histories(1)
+    for row_T, scores_N in zip(mixed_BT, model.score(mixed_BT), strict=True):
+        torch.testing.assert_close(model.score(row_T[row_T > 0][None])[0], scores_N)
+
+
+@pytest.mark.parametrize("changed", OPTIONS, ids=str)
+def test_every_option_changes_scores_and_survives_saving(changed, tmp_path):
+    model, plain = warmed(**changed), make().eval()
+    shared = {name: tensor for name, tensor in plain.state_dict().items() if name in model.state_dict()}
+    shared = {name: tensor for name, tensor in shared.items() if tensor.shape == model.state_dict()[name].shape}
+    model.load_state_dict(shared, strict=False)
+    history_BT = random_histories(2)
+    scores_BN = model.score(history_BT)
+    assert (scores_BN - plain.score(history_BT)).abs().max() > 1e-3, "same weights, other network"
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SASRec.from_pretrained(str(tmp_path)).eval().score(history_BT), scores_BN)
+
+
+def test_a_config_from_before_the_options_loads_as_the_same_network(tmp_path):
+    model = make().eval()
+    model.save_pretrained(tmp_path)
+    old = ("num_items", "max_len", "hidden_dim", "num_blocks", "num_heads", "dropout", "tie_embeddings")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config) > set(old)
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in old}))
+    history_BT = random_histories(3)
+    assert torch.equal(SASRec.from_pretrained(str(tmp_path)).eval().score(history_BT), model.score(history_BT))
+
+
+def test_a_shared_block_is_one_block_applied_again():
+    shared, apart = make(share_blocks=True).eval(), make().eval()
+    assert len(shared.blocks) == 1 and len(apart.blocks) == 2
+    state = {name: tensor for name, tensor in shared.state_dict().items() if not name.startswith("blocks.")}
+    for name, tensor in shared.blocks[0].state_dict().items():
+        state |= {f"blocks.0.{name}": tensor, f"blocks.1.{name}": tensor}
+    apart.load_state_dict(state)
+    history_BT = random_histories(4)
+    assert torch.equal(shared.score(history_BT), apart.score(history_BT))
+    assert shared.flops(5) == apart.flops(5), "sharing saves memory, not work"
+
+
+def test_vectors_of_length_one_give_cosines_over_the_temperature():
+    model = make(l2_norm=True, temperature=0.25).eval()
+    history_BT = random_histories(5)
+    plain = make().eval()
+    plain.load_state_dict(model.state_dict())
+    user_BD = plain(history_BT)[torch.arange(6), last_position(history_BT)]
+    expected_BN = torch.nn.functional.cosine_similarity(user_BD[:, None], plain.item_vectors()[None], dim=-1) / 0.25
+    torch.testing.assert_close(model.score(history_BT), expected_BN)
+    items = torch.tensor([3, 0, 3])
+    torch.testing.assert_close(model.item_vectors(items), model.item_vectors()[items])
+
+
+def test_swiglu_costs_what_gelu_costs():
+    swiglu = SASRec(10, 5, 48, ffn="swiglu")
+    assert matmul_parameters(swiglu.blocks) == matmul_parameters(SASRec(10, 5, 48).blocks)
+    x_TD = torch.randn(3, 48)
+    gate, value = swiglu.blocks[0].ffn.up(x_TD).split(128, 1)
+    expected = swiglu.eval().blocks[0].ffn.down(gate * torch.sigmoid(gate) * value)
+    torch.testing.assert_close(swiglu.blocks[0].ffn(x_TD), expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ffn": "relu"}, "ffn 'relu' is unknown; choose one of gelu, swiglu"),
+        ({"position": "sinus"}, "position 'sinus': 'sinus' is unknown"),
+        ({"position": "learned+"}, "'' is unknown"),
+        ({"position": "rope", "hidden_dim": 9}, "hidden_dim / num_heads 3 must be even"),
+        ({"pooling": "max"}, "pooling 'max' is unknown"),
+        ({"pool_k": 0}, "pool_k must be at least 1"),
+    ],
+)
+def test_unknown_options_are_refused(changed, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**changed)

@@ -26,6 +26,8 @@ SCRIPTS = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "data_prep").glob("
 ONE_SCALE = {
     "movielens": "it reads real files; its tests write small ones",
     "amazon": "it reads real files; its tests write small ones",
+    "kuairec": "it reads real files; its tests write small ones",
+    "taobao_mm": "it reads real files; its tests write small ones",
     "publish": "it sends a finished folder; what it sends is on the command line",
     "evaluate": "it evaluates a finished folder; which one is on the command line",
     "evaluate_recommender": "it evaluates a finished folder; which one is on the command line",

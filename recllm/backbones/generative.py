@@ -1,0 +1,215 @@
+"""Fitting and grading TIGER and GLASS: one budget, one beam, ranks of items over the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recllm.backbones.fit import fit, ranking_metrics
+from recllm.backbones.generate import recommend, trie_of
+from recllm.backbones.glass import GLASS
+from recllm.backbones.tiger import TIGER
+from recllm.data.histories import HistoryBlocks, Prefixes, example_batches, write_histories
+from recllm.data.splits import Examples, LeaveOneOutSplit, RolesSplit, load_split
+from recllm.decoding.trie import SidTrie
+from recllm.device import device_here
+from recllm.metrics.bootstrap import flat, mean_interval
+from recllm.metrics.ranking import ndcg_at_k
+from recllm.sid.embeddings import load_embeddings
+from recllm.sid.quantizer import LEVEL_LETTERS
+from recllm.sid.table import SidTable
+
+BACKBONES = ("tiger", "glass")
+CUT_OFFS = (1, 3, 5, 10, 20)
+_SHAPE = ("hidden_dim", "num_blocks", "num_heads", "head_dim", "ffn_dim", "dropout", "user_tokens")
+_PARTS = ("tier", "retrieval", "gate", "retrieved", "neighbours", "threshold")
+
+
+def build(backbone: str, table: SidTable, vectors_ND: np.ndarray | None, args: Any) -> TIGER | GLASS:
+    """A model with fresh weights; `args` has the fields of the recipe.
+
+    Raises:
+        ValueError: an unknown backbone, and as `GLASS.of_table`.
+    """
+    shape = {name: getattr(args, name) for name in _SHAPE}
+    if backbone == "tiger":
+        return TIGER.of_table(table, max_len=args.max_len, **shape)
+    if backbone == "glass":
+        parts = {name: getattr(args, name) for name in _PARTS}
+        return GLASS.of_table(table, vectors_ND, short_len=args.max_len, **shape, **parts)
+    raise ValueError(f"backbone {backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Who is fitted and graded: all users of a split, or as many as were asked for, drawn by seed."""
+
+    split: RolesSplit | LeaveOneOutSplit
+    rows: np.ndarray
+
+    @classmethod
+    def load(cls, dataset: str | Path, users: int | None, seed: int) -> Fold:
+        """Raises ValueError where the data set has fewer users than asked for."""
+        split = load_split(dataset)
+        everyone = np.arange(len(split.sequences))
+        if users is None:
+            return cls(split, everyone)
+        if not 0 < users <= len(everyone):
+            raise ValueError(f"{users} users asked for, {dataset} has {len(everyone)}")
+        return cls(split, np.sort(np.random.default_rng(seed).choice(everyone, users, replace=False)))
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """Ids of these users."""
+        return self.split.sequences.user_ids_U[self.rows]
+
+    def examples(self, role: str) -> Examples:
+        """Their validation or test examples."""
+        examples = getattr(self.split, role)
+        return examples.subset(np.isin(examples.user_E, self.rows))
+
+
+def popular_trie(model: TIGER | GLASS, fold: Fold) -> SidTrie:
+    """The catalogue's trie; of several items behind one sid the most popular in the fitting fold stands first."""
+    events_N = np.bincount(fold.split.fitting.items_M, minlength=len(model.token_NL) - 1)
+    return trie_of(model.token_NL, events_N)
+
+
+@torch.no_grad()
+def item_ranks(
+    model: TIGER | GLASS,
+    examples: Examples,
+    trie: SidTrie,
+    beams: int = 20,
+    exclude_seen: bool = True,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Expected rank of each target among the items that a beam reaches, `rank_E` from 0, inf where it is not reached.
+
+    Items that share a sid share its score, so a target takes the mean of their places. With `exclude_seen` the items
+    of the history leave the ranking, the target never does.
+    """
+    depth = int(trie.behind_V1.diff().sort(descending=True).values[:beams].sum())
+    rank_E = np.full(len(examples), np.inf)
+    histories = Prefixes.of_examples(examples)
+    for rows in _batches(examples, batch_size):
+        targets_B, exclude = examples.targets_E[rows], None
+        if exclude_seen:
+            exclude = [np.setdiff1d(examples.history(row), examples.targets_E[row : row + 1]) for row in rows]
+        found = recommend(model.writing(histories.subset(rows)), trie, depth, beams, exclude)
+        items_BK, scores_BK = (part.cpu().numpy() for part in found)
+        hit_BK = items_BK == targets_B[:, None]
+        own_B1 = np.take_along_axis(scores_BK, hit_BK.argmax(1)[:, None], 1)
+        real_BK = items_BK >= 0
+        higher_B, tied_B = (real_BK & (scores_BK > own_B1)).sum(1), (real_BK & (scores_BK == own_B1)).sum(1) - 1
+        rank_E[rows] = np.where(hit_BK.any(1), higher_B + tied_B / 2, np.inf)
+    return rank_E
+
+
+def _batches(examples: Examples, batch_size: int) -> Iterator[np.ndarray]:
+    order_E = np.argsort(examples.lengths_E, kind="stable")
+    yield from (rows for rows in np.split(order_E, np.arange(batch_size, len(order_E), batch_size)) if len(rows))
+
+
+@torch.no_grad()
+def code_ranks(
+    model: TIGER | GLASS, examples: Examples, trie: SidTrie, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """CRP: rank of the true code at each depth given the true codes before it, `rank_EL` from 0 (ties count half).
+
+    Only codes that may follow in the catalogue compete. Besides, the probability `p_E` of the true first code.
+    """
+    rank_EL, p_E = np.zeros((len(examples), trie.depth)), np.zeros(len(examples))
+    histories, device = Prefixes.of_examples(examples), trie.device
+    for rows in _batches(examples, batch_size):
+        batch = [part.to(device) for part in model.collate(histories.subset(rows))]
+        token_BL = model.token_NL[batch[2] + 1]
+        node_B = torch.zeros(len(rows), dtype=torch.long, device=device)
+        for level, logits_BC in enumerate(part[:, 0].float() for part in model.logits(*batch)):
+            start = (model.tiger if isinstance(model, GLASS) else model).starts[level]
+            children = trie.children_batched(node_B)
+            row_F = torch.repeat_interleave(torch.arange(len(rows), device=device), children.offsets_B1.diff())
+            allowed_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
+            allowed_BC[row_F, children.tokens_F - start] = True
+            own_B1 = logits_BC.gather(1, token_BL[:, level : level + 1] - start)
+            higher_B = (allowed_BC & (logits_BC > own_B1)).sum(1)
+            tied_B = (allowed_BC & (logits_BC == own_B1)).sum(1) - 1
+            rank_EL[rows, level] = (higher_B + tied_B / 2).cpu().numpy()
+            node_B = trie.step_batched(node_B, token_BL[:, level])
+            if level == 0:
+                p_E[rows] = (own_B1[:, 0] - logits_BC.logsumexp(1)).exp().cpu().numpy()
+    return rank_EL, p_E
+
+
+def grade(model: TIGER | GLASS, examples: Examples, trie: SidTrie, beams: int, exclude_seen: bool) -> dict[str, float]:
+    """Recall and NDCG at 1 to 20 (Recall@1 is H@1), CRP and the first code, all with intervals.
+
+    `crp/b` is the mean rank of the true second code over all targets, `crp_found/b` over those that the beam reaches;
+    `first_code/accuracy` and `first_code/probability` are those of the true first code.
+    """
+    rank_E = item_ranks(model, examples, trie, beams, exclude_seen)
+    code_rank_EL, p_E = code_ranks(model, examples, trie)
+    metrics = ranking_metrics(rank_E, tuple(k for k in CUT_OFFS if k <= beams))
+    for level in range(1, trie.depth):
+        named, found_E = LEVEL_LETTERS[level], np.isfinite(rank_E)
+        metrics |= flat(f"crp/{named}", mean_interval(code_rank_EL[:, level]))
+        if found_E.any():
+            metrics |= flat(f"crp_found/{named}", mean_interval(code_rank_EL[found_E, level]))
+    metrics |= flat("first_code/accuracy", mean_interval(code_rank_EL[:, 0] < 0.5))
+    return metrics | flat("first_code/probability", mean_interval(p_E))
+
+
+def train_generative(
+    dataset: str | Path, sid_table: str | Path, args: Any, scratch: str | Path
+) -> tuple[TIGER | GLASS, dict[str, float]]:
+    """Fit on the fitting fold, keep the epoch with the best validation NDCG@10, then read the test targets once.
+
+    `args` has the fields of the recipe. `scratch` names a file for the mapped histories, removed at the end; beside it
+    the fit keeps its state after each epoch and goes on from there when called again (see `fit`).
+
+    Raises:
+        ValueError: the SID table has another number of items than the data set knows.
+    """
+    fold, table = Fold.load(dataset, args.users, args.seed), SidTable.load(sid_table)
+    if (highest := int(fold.split.sequences.items_M.max())) >= len(table):
+        raise ValueError(f"{sid_table} knows {len(table)} items, {dataset} has an item {highest}: make the table of it")
+    torch.manual_seed(args.seed)
+    model = build(args.backbone, table, load_embeddings(sid_table) if args.backbone == "glass" else None, args)
+    model, trie = model.to(device_here()), popular_trie(model.to(device_here()), fold)
+    write_histories(dataset, scratch, None if args.users is None else fold.user_ids)
+    blocks, watched = HistoryBlocks(scratch), fold.examples("validation")
+    if args.validation_users is not None and args.validation_users < len(watched):
+        drawn = np.random.default_rng(args.seed).choice(len(watched), args.validation_users, replace=False)
+        watched = watched.subset(np.sort(drawn))
+
+    def batches(epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        # Drawn anew from seed and epoch, so that a run that goes on sees what it would have seen.
+        rng = np.random.default_rng((args.seed, epoch))
+        for histories in example_batches(blocks, args.batch_size, rng, args.targets_per_user, args.max_len):
+            yield model.collate(histories)
+
+    report = fit(
+        model,
+        batches=batches,
+        loss=model.loss,
+        validate=lambda: float(ndcg_at_k(item_ranks(model, watched, trie, 10, args.exclude_seen), 10).mean()),
+        epochs=args.epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        patience=args.patience,
+        label=args.backbone,
+        folder=Path(scratch).parent,
+    )
+    Path(scratch).unlink()
+    metrics: dict[str, float] = {"exclude_seen": int(args.exclude_seen), "beams": args.beams}
+    for role in ("validation", "test"):
+        graded = grade(model.eval(), fold.examples(role), trie, args.beams, args.exclude_seen)
+        metrics |= {f"{role}/{name}": value for name, value in graded.items()}
+    metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    seconds = round(report.seconds, 1)
+    return model, metrics | {"epochs": report.epochs, "best_epoch": report.best_epoch, "train_seconds": seconds}
