@@ -55,6 +55,7 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     from recllm.backbones.generative import train_generative
+    from recllm.backbones.resume import discard_checkpoint
     from recllm.provenance import RunRecord
     from recllm.sid.table import SidTable
     from recllm.sid.vocabulary import TABLE_FOLDER
@@ -70,6 +71,7 @@ def main(args: Arguments) -> None:
     model.save_pretrained(folder)
     SidTable.load(args.sid_table).save(folder / TABLE_FOLDER)
     record.finish(metrics)
+    discard_checkpoint(args.output_dir)
 
 
 if __name__ == "__main__":

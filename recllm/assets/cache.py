@@ -20,6 +20,7 @@ from typing import Any
 
 from recllm.assets.registry import ASSETS, Asset, AssetError, Source
 from recllm.assets.sources import DELIVER, SourceError
+from recllm.disk import sync
 from recllm.provenance import read_json, sha256_file, write_json
 
 MARKER = "asset.json"
@@ -144,7 +145,7 @@ def _build(asset: Asset, source: Source, staging: Path, entry: Path) -> Path:
         # Not valid, or it would have been used. Moved aside first, so that no reader sees a mixture.
         entry.replace(staging / "stale")
     built.replace(entry)
-    _sync_folder(entry.parent)
+    sync(entry.parent)
     return entry
 
 
@@ -175,16 +176,7 @@ def _check(path: Path, name: str, expected: str | None, what: str) -> None:
 def _to_disk(paths: Sequence[Path]) -> None:
     for path in paths:
         path.chmod(0o644)
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
 
 
 @contextlib.contextmanager

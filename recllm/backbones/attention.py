@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 POSITIONS = ("learned", "relative_bias", "rope")
@@ -30,6 +31,20 @@ def parse_position(position: str) -> frozenset[str]:
 def causal_mask(length: int, device: torch.device) -> torch.Tensor:
     """True where place i may look at place j (j <= i), `TT`."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def output_vectors(model: nn.Module, items: torch.Tensor | None) -> torch.Tensor:
+    """Output vectors of those items, or of all (`vectors_ND`, without the padding row), of length 1 under `l2_norm`."""
+    table = model.output_embedding or model.item_embedding
+    vectors = table.weight[1:] if items is None else table(items + 1)
+    return F.normalize(vectors, dim=-1) if model.l2_norm else vectors
+
+
+def with_positions(model: nn.Module, x_BTD: torch.Tensor) -> torch.Tensor:
+    """Item states with the model's learned positions, where it has some, added and dropout on them."""
+    if model.position_embedding is not None:
+        x_BTD = x_BTD + model.position_embedding(torch.arange(x_BTD.shape[1], device=x_BTD.device))
+    return model.drop(x_BTD)
 
 
 class RelativePositionBias(nn.Module):

@@ -72,6 +72,13 @@ def window_batches(
         yield tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
 
 
+def rows_by_length(examples: Examples, batch_size: int) -> Iterator[np.ndarray]:
+    """Rows of the examples in batches of like history length, short ones first; nothing where there are none."""
+    order_E = np.argsort(examples.lengths_E, kind="stable")
+    for begin in range(0, len(order_E), batch_size):
+        yield order_E[begin : begin + batch_size]
+
+
 def example_batches(
     examples: Examples, max_len: int, batch_size: int, with_times: bool = False
 ) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
@@ -81,8 +88,7 @@ def example_batches(
     adds the seconds of their events as a second tensor.
     """
     sequences = examples.sequences
-    order_E = np.argsort(examples.lengths_E, kind="stable")
-    for rows in np.split(order_E, np.arange(batch_size, len(order_E), batch_size)) if len(order_E) else ():
+    for rows in rows_by_length(examples, batch_size):
         length_B = np.minimum(examples.position_E[rows], max_len)
         end_B = sequences.offsets_U1[examples.user_E[rows]] + examples.position_E[rows]
         row_BT, real_BT = _flat_rows(end_B - length_B, np.maximum(length_B, 1), len(sequences.items_M))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from recllm.backbones.t5 import Fuse
-from recllm.decoding.beam import _all_banned, _banned, _items
+from recllm.decoding.beam import all_banned, banned_pairs, items_of_leaves
 from recllm.decoding.shared import best_of_rows, grow
 from recllm.decoding.trie import ROOT, SidTrie
 
@@ -87,7 +87,7 @@ def beam_leaves(
         grown = grow(trie, level, writing.hidden_BKD.flatten(0, 1), node_BK.flatten(), head, "level")
         score_F, row_F = score_BK.flatten()[grown.row_F] + grown.logp_F, grown.row_F // width
         if level + 1 == trie.depth and banned is not None:
-            score_F = score_F.masked_fill(_all_banned(trie, grown, row_F, banned), float("-inf"))
+            score_F = score_F.masked_fill(all_banned(trie, grown, row_F, banned), float("-inf"))
         score_BK, index_BK = best_of_rows(score_F, row_F, batch, beams)
         node_BK = grown.node_F[index_BK]
         if level + 1 < trie.depth:
@@ -113,9 +113,9 @@ def recommend(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    banned = None if exclude is None else _banned(list(exclude), len(trie.items_N), trie.device)
+    banned = None if exclude is None else banned_pairs(list(exclude), len(trie.items_N), trie.device)
     leaves = beam_leaves(writing, trie, max(beams or k, 1), banned)
-    return _items(trie, *leaves, k, banned)
+    return items_of_leaves(trie, *leaves, k, banned)
 
 
 @torch.no_grad()

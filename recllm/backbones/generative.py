@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from recllm.backbones.batches import rows_by_length
 from recllm.backbones.fit import fit, ranking_metrics
 from recllm.backbones.generate import recommend, trie_of
 from recllm.backbones.glass import GLASS
 from recllm.backbones.tiger import TIGER
 from recllm.data.histories import HistoryBlocks, Prefixes, example_batches, write_histories
-from recllm.data.splits import Examples, LeaveOneOutSplit, RolesSplit, load_split
+from recllm.data.splits import Examples, LeaveOneOutSplit, RolesSplit, load_split, sampled
 from recllm.decoding.trie import SidTrie
 from recllm.device import device_here
 from recllm.metrics.bootstrap import flat, mean_interval
-from recllm.metrics.ranking import ndcg_at_k
+from recllm.metrics.ranking import ndcg_at_k, rank_in_scored_list
 from recllm.sid.embeddings import load_embeddings
 from recllm.sid.quantizer import LEVEL_LETTERS
 from recllm.sid.table import SidTable
@@ -97,23 +98,14 @@ def item_ranks(
     depth = int(trie.behind_V1.diff().sort(descending=True).values[:beams].sum())
     rank_E = np.full(len(examples), np.inf)
     histories = Prefixes.of_examples(examples)
-    for rows in _batches(examples, batch_size):
+    for rows in rows_by_length(examples, batch_size):
         targets_B, exclude = examples.targets_E[rows], None
         if exclude_seen:
             exclude = [np.setdiff1d(examples.history(row), examples.targets_E[row : row + 1]) for row in rows]
         found = recommend(model.writing(histories.subset(rows)), trie, depth, beams, exclude)
         items_BK, scores_BK = (part.cpu().numpy() for part in found)
-        hit_BK = items_BK == targets_B[:, None]
-        own_B1 = np.take_along_axis(scores_BK, hit_BK.argmax(1)[:, None], 1)
-        real_BK = items_BK >= 0
-        higher_B, tied_B = (real_BK & (scores_BK > own_B1)).sum(1), (real_BK & (scores_BK == own_B1)).sum(1) - 1
-        rank_E[rows] = np.where(hit_BK.any(1), higher_B + tied_B / 2, np.inf)
+        rank_E[rows] = rank_in_scored_list(items_BK == targets_B[:, None], scores_BK, items_BK >= 0)
     return rank_E
-
-
-def _batches(examples: Examples, batch_size: int) -> Iterator[np.ndarray]:
-    order_E = np.argsort(examples.lengths_E, kind="stable")
-    yield from (rows for rows in np.split(order_E, np.arange(batch_size, len(order_E), batch_size)) if len(rows))
 
 
 @torch.no_grad()
@@ -126,12 +118,12 @@ def code_ranks(
     """
     rank_EL, p_E = np.zeros((len(examples), trie.depth)), np.zeros(len(examples))
     histories, device = Prefixes.of_examples(examples), trie.device
-    for rows in _batches(examples, batch_size):
+    for rows in rows_by_length(examples, batch_size):
         batch = [part.to(device) for part in model.collate(histories.subset(rows))]
         token_BL = model.token_NL[batch[2] + 1]
         node_B = torch.zeros(len(rows), dtype=torch.long, device=device)
         for level, logits_BC in enumerate(part[:, 0].float() for part in model.logits(*batch)):
-            start = (model.tiger if isinstance(model, GLASS) else model).starts[level]
+            start = model.starts[level]
             children = trie.children_batched(node_B)
             row_F = torch.repeat_interleave(torch.arange(len(rows), device=device), children.offsets_B1.diff())
             allowed_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
@@ -180,12 +172,10 @@ def train_generative(
         raise ValueError(f"{sid_table} knows {len(table)} items, {dataset} has an item {highest}: make the table of it")
     torch.manual_seed(args.seed)
     model = build(args.backbone, table, load_embeddings(sid_table) if args.backbone == "glass" else None, args)
-    model, trie = model.to(device_here()), popular_trie(model.to(device_here()), fold)
+    model = model.to(device_here())
+    trie = popular_trie(model, fold)
     write_histories(dataset, scratch, None if args.users is None else fold.user_ids)
-    blocks, watched = HistoryBlocks(scratch), fold.examples("validation")
-    if args.validation_users is not None and args.validation_users < len(watched):
-        drawn = np.random.default_rng(args.seed).choice(len(watched), args.validation_users, replace=False)
-        watched = watched.subset(np.sort(drawn))
+    blocks, watched = HistoryBlocks(scratch), sampled(fold.examples("validation"), args.validation_users, args.seed)
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
         # Drawn anew from seed and epoch, so that a run that goes on sees what it would have seen.

@@ -127,6 +127,11 @@ class GLASS(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["gener
         return self.tiger.token_NL
 
     @property
+    def starts(self) -> list[int]:
+        """TIGER's first token of every level."""
+        return self.tiger.starts
+
+    @property
     def code_N(self) -> np.ndarray:
         """First code of every item."""
         return (self.token_NL[1:, 0] - FIRST_CODE).cpu().numpy()

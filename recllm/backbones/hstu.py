@@ -23,10 +23,12 @@ from recllm.backbones.attention import (
     causal_mask,
     check_pooling,
     check_rope,
+    output_vectors,
     parse_position,
     pool,
     rotate,
     time_buckets,
+    with_positions,
 )
 from recllm.backbones.base import at_last_position, check_length, matmul_parameters
 from recllm.backbones.losses import Objective
@@ -143,9 +145,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
 
     def item_vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Output vectors of those items, or of all (`vectors_ND`, without the padding row)."""
-        table = self.output_embedding or self.item_embedding
-        vectors = table.weight[1:] if items is None else table(items + 1)
-        return F.normalize(vectors, dim=-1) if self.l2_norm else vectors
+        return output_vectors(self, items)
 
     def forward(self, history_BT: torch.Tensor, time_BT: torch.Tensor | None = None) -> torch.Tensor:
         """User vectors `BTD` at every place of left-aligned histories (item id + 1, 0 is padding), T <= max_len.
@@ -160,9 +160,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         if self.uses_time and time_BT is None:
             raise ValueError("this HSTU was made with time_bias and needs time_BT, the seconds of the history's events")
         x_BTD = self.item_embedding(history_BT) * self.item_embedding.embedding_dim**0.5
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(torch.arange(history_BT.shape[1], device=history_BT.device))
-        x_BTD = self.drop(x_BTD)
+        x_BTD = with_positions(self, x_BTD)
         bucket_BTT = time_buckets(time_BT) if self.uses_time else None
         for depth in range(self.num_blocks):
             x_BTD = self.blocks[depth % len(self.blocks)](x_BTD, bucket_BTT)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from recllm.disk import sync
 
 # Runs remove folders of this pattern when their config or inputs change, and never deliver them.
 FOLDER = "checkpoint-fit"
@@ -90,14 +91,9 @@ class Checkpointer:
         # Clones, since safetensors refuses tensors that share memory (tied weights, or best equal to current).
         whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         save_file(whole, staging, metadata={"recllm": json.dumps(told)})
-        with staging.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sync(staging)
         staging.replace(self.path)
-        handle = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(self.path.parent)
 
     def restore(self) -> tuple[Progress, dict[str, torch.Tensor]] | None:
         """Put the last finished epoch's state back; None where there is no checkpoint.

@@ -18,9 +18,11 @@ from recllm.backbones.attention import (
     causal_mask,
     check_pooling,
     check_rope,
+    output_vectors,
     parse_position,
     pool,
     rotate,
+    with_positions,
 )
 from recllm.backbones.base import at_last_position, check_length, matmul_parameters
 from recllm.backbones.losses import Objective
@@ -149,9 +151,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
 
     def item_vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Output vectors of those items, or of all (`vectors_ND`, without the padding row)."""
-        table = self.output_embedding or self.item_embedding
-        vectors = table.weight[1:] if items is None else table(items + 1)
-        return F.normalize(vectors, dim=-1) if self.l2_norm else vectors
+        return output_vectors(self, items)
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         """User vectors `BTD` at every place of left-aligned histories (item id + 1, 0 is padding), T <= max_len.
@@ -159,10 +159,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         Their product with an item's vector is the item's score.
         """
         check_length(history_BT, self.max_len)
-        x_BTD = self.item_embedding(history_BT)
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(torch.arange(history_BT.shape[1], device=history_BT.device))
-        x_BTD = self.drop(x_BTD)
+        x_BTD = with_positions(self, self.item_embedding(history_BT))
         for depth in range(self.num_blocks):
             x_BTD = self.blocks[depth % len(self.blocks)](x_BTD)
         user_BTD = pool(self.norm(x_BTD), self.pooling, self.pool_k)

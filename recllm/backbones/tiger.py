@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from recllm.backbones.base import matmul_parameters
+from recllm.backbones.base import check_length, matmul_parameters
 from recllm.backbones.generate import Writing, score_items
 from recllm.backbones.t5 import Decoder, Encoder, Fuse, KeysValues, padding_bias
 from recllm.data.histories import Prefixes
@@ -97,8 +97,7 @@ class TIGER(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["gener
         Raises:
             ValueError: a history longer than `max_len`.
         """
-        if history_BT.shape[1] > self.max_len:
-            raise ValueError(f"history of {history_BT.shape[1]} items is longer than max_len {self.max_len}")
+        check_length(history_BT, self.max_len)
         token_BS = self.token_NL[history_BT].flatten(1)
         if self.user_tokens:
             token_BS = torch.cat([self.user_token(user_B)[:, None], token_BS], 1)

@@ -159,6 +159,15 @@ class LeaveOneOutSplit:
         return _from_end(self.sequences, self._split_users_U, 1)
 
 
+def sampled(examples: Examples, users: int | None, seed: int = 0) -> Examples:
+    """At most `users` of the examples, in their order; the same ones for the same seed."""
+    if users is None or users >= len(examples):
+        return examples
+    if users < 1:
+        raise ValueError(f"users must be at least 1, got {users}")
+    return examples.subset(np.sort(np.random.default_rng(seed).choice(len(examples), users, replace=False)))
+
+
 def _from_end(sequences: Sequences, users: np.ndarray, back: int) -> Examples:
     return Examples(users, sequences.lengths_U[users] - back, sequences)
 

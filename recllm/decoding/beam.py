@@ -64,11 +64,13 @@ def recommend_by_beam(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
-        banned = None if exclude is None else _banned([exclude[row] for row in rows], len(trie.items_N), model.device)
+        banned = (
+            None if exclude is None else banned_pairs([exclude[row] for row in rows], len(trie.items_N), model.device)
+        )
         node_BK, score_BK = _search(
             model, [prompts[row] for row in rows], trie, beams, normalisation, banned, eos_token_id
         )
-        found = _items(trie, node_BK, score_BK, k, banned)
+        found = items_of_leaves(trie, node_BK, score_BK, k, banned)
         items_BK[rows, : found[0].shape[1]], scores_BK[rows, : found[1].shape[1]] = found
     return items_BK, scores_BK
 
@@ -94,7 +96,7 @@ def _search(
         score_F = score_BK.flatten()[grown.row_F] + grown.logp_F
         prompt_F = grown.row_F // width
         if level + 1 == trie.depth and banned is not None:
-            score_F = score_F.masked_fill(_all_banned(trie, grown, prompt_F, banned), float("-inf"))
+            score_F = score_F.masked_fill(all_banned(trie, grown, prompt_F, banned), float("-inf"))
         score_BK, index_BK = best_of_rows(score_F, prompt_F, batch, beams)
         node_BK = grown.node_F[index_BK]
         last = level + 1 == trie.depth
@@ -108,21 +110,21 @@ def _search(
     return node_BK.gather(1, order_BK), score_BK
 
 
-def _banned(lists: list[np.ndarray], items: int, device: torch.device) -> torch.Tensor:
+def banned_pairs(lists: list[np.ndarray], items: int, device: torch.device) -> torch.Tensor:
     # (prompt, item) pairs as one number each.
     rows = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
     ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in lists]) if len(rows) else rows
     return torch.from_numpy(rows * items + ids).to(device)
 
 
-def _all_banned(trie: SidTrie, grown: Grown, prompt_F: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
+def all_banned(trie: SidTrie, grown: Grown, prompt_F: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
     behind = trie.items_behind(grown.node_F)
     leaf_M = torch.repeat_interleave(torch.arange(len(prompt_F), device=prompt_F.device), behind.offsets_B1.diff())
     left_M = ~torch.isin(prompt_F[leaf_M] * len(trie.items_N) + behind.items_F, banned)
     return torch.zeros_like(prompt_F).index_add(0, leaf_M, left_M.long()) == 0
 
 
-def _items(
+def items_of_leaves(
     trie: SidTrie, node_BK: torch.Tensor, score_BK: torch.Tensor, k: int, banned: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The first k items behind the nodes of each row, in order, without the banned ones and those of dead beams."""

@@ -23,7 +23,7 @@ from recllm.decoding.beam import recommend_by_beam
 from recllm.decoding.exact import score_items
 from recllm.decoding.trie import SidTrie
 from recllm.device import device_here
-from recllm.metrics.ranking import rank_of_targets
+from recllm.metrics.ranking import rank_in_scored_list, rank_of_targets
 from recllm.sid.quantizer import row_ids
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import TABLE_FOLDER, check_table
@@ -130,15 +130,6 @@ class Answers:
         return len(self.rank_E)
 
 
-def sampled(examples: Examples, users: int | None, seed: int = 0) -> Examples:
-    """At most `users` of the examples, in their order; the same ones for the same seed."""
-    if users is None or users >= len(examples):
-        return examples
-    if users < 1:
-        raise ValueError(f"users must be at least 1, got {users}")
-    return examples.subset(np.sort(np.random.default_rng(seed).choice(len(examples), users, replace=False)))
-
-
 def by_beam(
     recommender: Recommender,
     examples: Examples,
@@ -200,17 +191,9 @@ def ranks_in_lists(
     sid_BK = np.where(real_BK, sid_N[items_BK], -1)
     earlier_BKK = np.tril(sid_BK[:, :, None] == sid_BK[:, None, :], -1)
     first_BK = real_BK & ~earlier_BKK.any(2)
-    rank_B = _expected(items_BK == targets_B[:, None], scores_BK, real_BK)
-    sid_rank_B = _expected((sid_BK == sid_N[targets_B][:, None]) & first_BK, scores_BK, first_BK)
+    rank_B = rank_in_scored_list(items_BK == targets_B[:, None], scores_BK, real_BK)
+    sid_rank_B = rank_in_scored_list((sid_BK == sid_N[targets_B][:, None]) & first_BK, scores_BK, first_BK)
     return rank_B, sid_rank_B
-
-
-def _expected(hit_BK: np.ndarray, scores_BK: np.ndarray, competes_BK: np.ndarray) -> np.ndarray:
-    # (number scored higher) + (number tied) / 2 among those that compete, as rank_of_targets counts.
-    own_B1 = np.take_along_axis(scores_BK, hit_BK.argmax(1)[:, None], axis=1)
-    higher_B = (competes_BK & (scores_BK > own_B1)).sum(1)
-    tied_B = (competes_BK & (scores_BK == own_B1)).sum(1) - 1
-    return np.where(hit_BK.any(1), higher_B + tied_B / 2, np.inf)
 
 
 def ranks_of_scores(

@@ -10,9 +10,9 @@ import numpy as np
 from recllm.backbones.base import Backbone
 from recllm.backbones.fit import ranking_metrics
 from recllm.data.catalog import Catalog
-from recllm.data.splits import Examples, load_split
+from recllm.data.splits import Examples, load_split, sampled
 from recllm.device import device_here
-from recllm.evaluation.recommender import TOP, Answers, Recommender, by_backbone, by_beam, by_exact, sampled
+from recllm.evaluation.recommender import TOP, Answers, Recommender, by_backbone, by_beam, by_exact
 from recllm.metrics.bootstrap import Interval, flat, mean_interval, paired_interval
 from recllm.metrics.catalogue import coverage, exposure, gini, novelty, validity
 from recllm.metrics.ranking import ndcg_at_k

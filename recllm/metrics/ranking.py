@@ -78,6 +78,19 @@ def rank_in_list(lists_BK: np.ndarray, targets_B: np.ndarray) -> np.ndarray:
     return np.where(hit_BK.any(axis=1), hit_BK.argmax(axis=1), np.inf)
 
 
+def rank_in_scored_list(hit_BK: np.ndarray, scores_BK: np.ndarray, competes_BK: np.ndarray) -> np.ndarray:
+    """Expected rank of each target in a list with scores, as `rank_of_targets` counts, inf where the list lacks it.
+
+    Args:
+        hit_BK: true where a place holds the target; the first such place has its score.
+        scores_BK: a score per place. competes_BK: the places that count, the target's among them.
+    """
+    own_B1 = np.take_along_axis(scores_BK, hit_BK.argmax(1)[:, None], axis=1)
+    higher_B = (competes_BK & (scores_BK > own_B1)).sum(1)
+    tied_B = (competes_BK & (scores_BK == own_B1)).sum(1) - 1
+    return np.where(hit_BK.any(1), higher_B + tied_B / 2, np.inf)
+
+
 def ndcg_at_k(rank_B: np.ndarray, k: int) -> np.ndarray:
     """NDCG@k of each example with one relevant item: 1 / log2(rank + 2) within the first k places, else 0.
 

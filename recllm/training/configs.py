@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 import trl
 
+_ON_NONFINITE = {
+    "help": "A NaN or infinite loss or gradient: stop (the batch is saved), or skip the step and count it."
+}
+
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
@@ -15,12 +19,7 @@ class GRPOConfig(trl.GRPOConfig):
         default=True,
         metadata={"help": "Read a prompt once for all its completions, in generation and in the loss."},
     )
-    on_nonfinite: str = field(
-        default="stop",
-        metadata={
-            "help": "A NaN or infinite loss or gradient: stop (the batch is saved), or skip the step and count it."
-        },
-    )
+    on_nonfinite: str = field(default="stop", metadata=_ON_NONFINITE)
     sample_steps: int = field(
         default=25, metadata={"help": "Steps between two printed tables of sampled completions; 0 prints none."}
     )
@@ -30,9 +29,4 @@ class GRPOConfig(trl.GRPOConfig):
 class SFTConfig(trl.SFTConfig):
     """TRL's SFTConfig, and what equips a run: see `recllm/training/equip.py`."""
 
-    on_nonfinite: str = field(
-        default="stop",
-        metadata={
-            "help": "A NaN or infinite loss or gradient: stop (the batch is saved), or skip the step and count it."
-        },
-    )
+    on_nonfinite: str = field(default="stop", metadata=_ON_NONFINITE)

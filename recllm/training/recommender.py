@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from recllm.data.splits import Examples, load_split
+from recllm.data.splits import Examples, load_split, sampled
 from recllm.decoding.trie import SidTrie
-from recllm.evaluation.recommender import TOP, Recommender, by_beam, sampled
+from recllm.evaluation.recommender import TOP, Recommender, by_beam
 from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
 from recllm.metrics.ranking import ndcg_at_k
 from recllm.provenance import RunRecord
@@ -20,6 +19,7 @@ from recllm.recommender.rewards import MONITORS, TERMS, Reward
 from recllm.sid.table import SidTable
 from recllm.training.callbacks import OUTSIDE, ZERO_VARIANCE, Alarm
 from recllm.training.grpo import curve_ends, prompts_per_step, schedule
+from recllm.training.models import sliced
 from recllm.training.recommender_rollout import GroupRollout, answer_end
 from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
 from recllm.training.validation import ValidationNDCG, evaluating
@@ -100,7 +100,7 @@ def make_ready(trainer: GRPOTrainer) -> None:
     """
     from recllm.training.sft import name_bias
 
-    if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
+    if sliced():
         raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
     # SFT under Qwen3's template teaches to answer after an empty thought, and evaluation asks in the same way.
     trainer.chat_template_kwargs = {"enable_thinking": False} | (trainer.chat_template_kwargs or {})

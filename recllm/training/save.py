@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from recllm.provenance import read_json
 from recllm.sid.vocabulary import TABLE_FOLDER
+from recllm.training.models import base_of, sliced
 from recllm.training.safety.checkpoint import MANIFEST, STAGING, newest_complete
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ def whole(trainer: Trainer) -> PreTrainedModel | None:
     """
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
-    sliced = accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
-    state = accelerator.get_state_dict(trainer.model_wrapped) if sliced else None
+    state = accelerator.get_state_dict(trainer.model_wrapped) if sliced() else None
     # Otherwise ZeRO-3 slices whatever this process builds or loads from here on, and waits for the others.
     unset_hf_deepspeed_config()
     if not accelerator.is_main_process:
@@ -41,7 +41,7 @@ def whole(trainer: Trainer) -> PreTrainedModel | None:
 
 def _plain_copy(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """A model of the same architecture and adapters on the CPU that holds `state`."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     plain = MODEL_FOR_CAUSAL_LM_MAPPING[type(base.config)](base.config)
     plain.generation_config = base.generation_config
     if base is not model:
@@ -49,7 +49,7 @@ def _plain_copy(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch
 
         plain = get_peft_model(plain, model.active_peft_config)
     plain.load_state_dict(state, assign=True)
-    (plain.get_base_model() if base is not model else plain).tie_weights()
+    base_of(plain).tie_weights()
     return plain
 
 

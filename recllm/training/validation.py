@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from torch import distributed
 from transformers import Trainer, TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.data.catalog import Catalog
-from recllm.data.splits import load_split
+from recllm.data.splits import load_split, sampled
 from recllm.decoding.shared import check_model
-from recllm.evaluation.recommender import TOP, Recommender, by_beam, sampled
+from recllm.evaluation.recommender import TOP, Recommender, by_beam
 from recllm.metrics.ranking import ndcg_at_k, recall_at_k
 from recllm.provenance import read_json, write_json
 from recllm.sid.table import SidTable
+from recllm.training.models import sliced
 
 # Goes when the checkpoints go, and is none itself: the trainer's rotation deletes whatever is called `checkpoint-*`.
 BEST_FOLDER = "checkpoints-best"
@@ -241,7 +240,7 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def _refuse_sliced() -> None:
-    if is_deepspeed_zero3_enabled() or AcceleratorState().distributed_type == "FSDP":
+    if sliced():
         raise ValueError(
             "validation by beam needs whole weights on the main process, which ZeRO-3 and FSDP slice: train with DDP "
             "or ZeRO-2, or without validation steps"

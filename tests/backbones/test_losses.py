@@ -56,7 +56,7 @@ def test_a_part_that_needs_no_gradient_gets_none():
 
 
 PEAK = """
-import resource, sys, torch, torch.nn.functional as F
+import sys, torch, torch.nn.functional as F
 from recllm.backbones.losses import full_cross_entropy
 torch.manual_seed(0)
 hidden, items, target = torch.randn(3000, 16), torch.randn(20_000, 16), torch.randint(20_000, (3000,))
@@ -65,21 +65,23 @@ def step(h, count):
     t = target[:count]
     loss = F.cross_entropy(h @ v.T, t) if sys.argv[1] == "plain" else full_cross_entropy(h, v, t)
     loss.backward()
+def peak():  # of this program: the usage that `resource` tells begins with what its parent held
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 step(hidden[:10].clone(), 10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 step(hidden.clone(), 3000)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak() - before) / 1024)
 """
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss is in bytes there")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from Linux' process status")
 def test_the_chunked_loss_never_holds_all_logits():
-    """3,000 x 20,000 logits are 229 MiB: a plain softmax holds them all, ours 16 MiB of them and what sums take."""
+    """3,000 x 20,000 logits are 229 MiB: a plain softmax holds them twice, ours 16 MiB of them and what sums take."""
     found = {}
     for kind in ("plain", "chunked"):
         done = subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True, check=True)
         found[kind] = float(done.stdout)
-    assert found["plain"] > 229, "the measure sees them"
+    assert found["plain"] > 229 * 1.9
     assert found["chunked"] < 80
 
 

@@ -10,7 +10,8 @@ from recllm.decoding.trie import SidTrie
 VOCABULARY = 60
 
 
-def make_model(family: str, seed: int = 0, tied: bool = True) -> torch.nn.Module:
+def make_model(family: str, seed: int = 0, tied: bool = True, **changes) -> torch.nn.Module:
+    """A random Llama or Qwen3 in evaluation mode; `changes` are of its config."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": VOCABULARY,
@@ -23,6 +24,7 @@ def make_model(family: str, seed: int = 0, tied: bool = True) -> torch.nn.Module
         # Wide weights, so that the scores of items differ clearly.
         "initializer_range": 0.3,
         "tie_word_embeddings": tied,
+        **changes,
     }
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(head_dim=4, **shape)).eval()

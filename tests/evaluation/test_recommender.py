@@ -15,7 +15,7 @@ from rich.console import Console
 from recllm.backbones.fit import full_ranks
 from recllm.backbones.sasrec import SASRec
 from recllm.data.prompts import assistant, recommend_prompt
-from recllm.data.splits import load_split
+from recllm.data.splits import load_split, sampled
 from recllm.evaluation.recommender import (
     Answers,
     Recommender,
@@ -24,7 +24,6 @@ from recllm.evaluation.recommender import (
     by_exact,
     ranks_in_lists,
     ranks_of_scores,
-    sampled,
 )
 from recllm.evaluation.recommender_metrics import (
     Targets,

@@ -17,7 +17,7 @@ from recllm.data.splits import load_split
 from recllm.evaluation.recommender import Recommender, by_exact
 from recllm.evaluation.recommender_metrics import Targets, evaluate_recommender
 from recllm.metrics.ranking import ndcg_at_k, recall_at_k
-from recllm.training import validation
+from recllm.training import models, validation
 from recllm.training.save import newest_checkpoint, remove_checkpoints
 from recllm.training.validation import BEST_FOLDER, NDCG, RECALL, STATE_FILE, ValidationNDCG
 
@@ -310,7 +310,7 @@ def test_what_cannot_work_is_refused_before_training(inputs, tmp_path, monkeypat
     other = ValidationNDCG(inputs["dataset"], tmp_path / "other", steps=1)
     with pytest.raises(ValueError, match="the model speaks SID table"):
         make_trainer(inputs, tmp_path / "run", [other]).train()
-    monkeypatch.setattr(validation, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(models, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="ZeRO-3 and FSDP slice"):
         make_trainer(inputs, tmp_path / "run", [ValidationNDCG(**inputs, steps=1)]).train()
 

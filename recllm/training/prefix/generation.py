@@ -22,11 +22,11 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.decoding.packed_linears import packed_linears
 from recllm.decoding.shared import SharedPrompt, check_model
-from recllm.training.prefix.packing import assign, group_rows
+from recllm.training.models import base_of, sliced
+from recllm.training.prefix.packing import assign, group_rows, place_in_group
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -78,7 +78,7 @@ def _unsupported(
     """Why transformers' own loop has to run, or None."""
     if inputs or config is None:
         return f"generate was called with {', '.join(inputs) or 'no generation config'}"
-    if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
+    if sliced():
         return "weights are sliced over processes, which have to step together"
     asked = {**model.generation_config.to_diff_dict(), **config.to_diff_dict()}
     asked = {name for name, value in asked.items() if value not in (None, False)}
@@ -87,8 +87,7 @@ def _unsupported(
     if config.max_new_tokens is None or config.eos_token_id is None or not config.do_sample:
         return "completions are not sampled up to max_new_tokens or an end"
     try:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check_model(inner, length + config.max_new_tokens)
+        check_model(base_of(model), length + config.max_new_tokens)
     except ValueError as error:
         return str(error)
     return None
@@ -127,7 +126,7 @@ def generate_shared(
 
     Prompts are padded on the left. A completion that ended is filled with the padding token.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_of(model)
     steps, draws = warpers(config, model.generation_config, (1 - mask_RT).sum(1)), config.max_new_tokens
     ends = torch.as_tensor(config.eos_token_id, device=input_RT.device).flatten()
     pad = config.pad_token_id if config.pad_token_id is not None else int(ends[0])
@@ -155,8 +154,8 @@ class _Growth:
     """Completions of shared prompts, one hidden state a row at a time."""
 
     def __init__(self, model, input_RT, mask_RT, sequence_R, group_R, draws: int):
-        order_R = torch.argsort(group_R, stable=True)
-        first_N = order_R[torch.cat([torch.ones_like(order_R[:1], dtype=torch.bool), group_R[order_R].diff() > 0])]
+        lead_R = place_in_group(group_R) == 0
+        first_N = lead_R.nonzero()[:, 0][group_R[lead_R].argsort()]
         prompts = [input_RT[row][mask_RT[row].bool()].tolist() for row in first_N.tolist()]
         count_S = torch.bincount(sequence_R)
         self.width = int(count_S.max())
@@ -165,10 +164,8 @@ class _Growth:
         self.hidden_RD = shared.hidden_B1D[group_R, 0]
         shared.spread(group_S)
         self.shared, self.sequence_R = shared, sequence_R
-        order_R = torch.argsort(sequence_R, stable=True)
-        place_R = torch.arange(len(order_R), device=order_R.device) - (count_S.cumsum(0) - count_S)[sequence_R[order_R]]
-        self.column_R = torch.empty_like(order_R).index_copy_(0, order_R, place_R)
-        self.parent_SK = torch.zeros(len(count_S), self.width, dtype=torch.long, device=order_R.device)
+        self.column_R = place_in_group(sequence_R)
+        self.parent_SK = torch.zeros(len(count_S), self.width, dtype=torch.long, device=count_S.device)
 
     def extend(self, token_R: torch.Tensor) -> torch.Tensor:
         token_SK = torch.zeros_like(self.parent_SK)

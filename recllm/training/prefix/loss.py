@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from recllm.decoding.shared import limited_attention
+from recllm.training.models import base_of
 from recllm.training.prefix.packing import Packed, assign, chunks, group_rows, pack
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ def per_sequence(prompt: float, completion: float, group: int, width: int) -> in
 
 def _forward(model: torch.nn.Module, packed: Packed, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities and entropies `RC` of one chunk, by TRL's fused head on the scored places alone."""
-    inner = extract_model_from_parallel(model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    inner = base_of(extract_model_from_parallel(model))
     inputs = {"input_ids": packed.ids_ST, "position_ids": packed.position_ST, "attention_mask": _mask(inner, packed)}
     scored_ST = packed.label_ST >= 0
     with _taking(inner.base_model, scored_ST):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from recllm.decoding.shared import places_in_rows
+
 IGNORED = -100
 
 
@@ -53,13 +55,17 @@ def group_rows(prompt_RP: torch.Tensor, prompt_mask_RP: torch.Tensor) -> torch.T
     return torch.unique(told_RP, dim=0, return_inverse=True)[1]
 
 
+def place_in_group(group_R: torch.Tensor) -> torch.Tensor:
+    """Place of each row among those of its group, from 0, in the order of rows; groups may lie in any order."""
+    order_R = torch.argsort(group_R, stable=True)
+    place_R = torch.empty_like(group_R)
+    place_R[order_R] = places_in_rows(group_R[order_R], int(group_R.max()) + 1)
+    return place_R
+
+
 def assign(group_R: torch.Tensor, most: int) -> torch.Tensor:
     """Number of each row's packed sequence, `R`: rows of one group, at most `most` of them, shared out evenly."""
-    order_R = torch.argsort(group_R, stable=True)
-    count_N = torch.bincount(group_R)
-    first_R = (count_N.cumsum(0) - count_N)[group_R[order_R]]
-    place_R = torch.empty_like(group_R)
-    place_R[order_R] = torch.arange(len(group_R), device=group_R.device) - first_R
+    count_N, place_R = torch.bincount(group_R), place_in_group(group_R)
     parts_N = (count_N + most - 1) // most
     return torch.unique(
         torch.stack([group_R, place_R * parts_N[group_R] // count_N[group_R]], 1), dim=0, return_inverse=True
@@ -91,7 +97,8 @@ def pack(
     """
     width, long, device = completion_RC.shape[1], torch.long, prompt_RP.device
     length_R, prompt_R = completion_mask_RC.sum(1).to(long), prompt_mask_RP.sum(1).to(long)
-    first_S, number_R, before_R = _places(sequence_R, length_R)
+    first_S, before_R = _before(sequence_R, length_R)
+    number_R = 1 + place_in_group(sequence_R)
     head_S = prompt_R[first_S] - 1
     sequences, start_R = len(head_S), head_S[sequence_R] + before_R
     # At least one place, also where all there is is masked.
@@ -120,13 +127,12 @@ def pack(
     return Packed(*packed, place_RC, scored_RC)
 
 
-def _places(sequence_R: torch.Tensor, length_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each sequence's first row `S`, each row's number within its sequence from 1, and the tokens before it there."""
+def _before(sequence_R: torch.Tensor, length_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each sequence's first row `S`, and how many tokens stand before each row's in its sequence."""
     order_R = torch.argsort(sequence_R, stable=True)
     count_S = torch.bincount(sequence_R)
     begin_S = count_S.cumsum(0) - count_S
-    number_R, before_R = torch.empty_like(order_R), torch.empty_like(length_R)
-    number_R[order_R] = 1 + torch.arange(len(order_R), device=order_R.device) - begin_S[sequence_R[order_R]]
+    before_R = torch.empty_like(length_R)
     ended_R = length_R[order_R].cumsum(0) - length_R[order_R]
     before_R[order_R] = ended_R - ended_R[begin_S][sequence_R[order_R]]
-    return order_R[begin_S], number_R, before_R
+    return order_R[begin_S], before_R

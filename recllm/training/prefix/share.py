@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from recllm.training.models import sliced
 from recllm.training.overrides import OverrideError, override
 from recllm.training.prefix.loss import Batch, packed_logps, unsupported
 from recllm.training.prefix.packing import group_rows
@@ -81,7 +81,7 @@ def share_prefixes(trainer: GRPOTrainer) -> Sharing:
         reason = unsupported(model, options, input_ids.shape[1])
         if reason is None and sharing.difference is None:
             sharing.difference = difference(trainer, original, model)
-        if reason is None and sliced(trainer) and batch_size is not None:
+        if reason is None and sliced() and batch_size is not None:
             # Every process has to make as many forwards as the others, and the packed ones depend on its rows.
             reason = "weights are sliced over processes, and this call makes several forwards"
         reason = reason or batch.unsupported()
@@ -118,11 +118,6 @@ def _check(trainer: GRPOTrainer) -> None:
             "dropout is on: a prompt's completions see one draw of it, where TRL's own steps draw for each. Set "
             "lora_dropout: 0 and disable_dropout: true for the same results"
         )
-
-
-def sliced(trainer: GRPOTrainer) -> bool:
-    """Whether FSDP or ZeRO-3 leaves each process a slice of the weights."""
-    return trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled()
 
 
 def active_dropout(model: torch.nn.Module) -> bool:

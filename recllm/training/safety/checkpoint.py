@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recllm.disk import sync
 from recllm.provenance import read_json, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -85,12 +86,12 @@ class Staging:
             stream.flush()
             os.fsync(stream.fileno())
         for inner in [*(path for path in self.path.rglob("*") if path.is_dir()), self.path]:
-            _sync_folder(inner)
+            sync(inner)
         if final.exists() or final.is_symlink():
             # Of a torn one, or of an earlier run that this one does not go on from: nobody needs it any more.
             final.rename(self.path.parent / f"{final.name}-replaced")
         self.path.rename(final)
-        _sync_folder(final.parent)
+        sync(final.parent)
         return final
 
     def discard(self) -> None:
@@ -221,15 +222,6 @@ def _to_disk(path: Path) -> dict[str, Any]:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
         return {"size": os.fstat(stream.fileno()).st_size, "sha256": digest}
-
-
-def _sync_folder(folder: Path) -> None:
-    # A name is on disk when its folder is.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:

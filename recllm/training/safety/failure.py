@@ -1,9 +1,8 @@
-"""What stops a training run, and what is left to find the cause with: non-finite numbers, and rewards that fail.
+"""Non-finite numbers stop a training run, and leave behind what the cause can be found with.
 
-Both guards attach to one trainer, TRL's GRPOTrainer or SFTTrainer. A NaN or infinite loss or gradient is found before
+The guard attaches to one trainer, TRL's GRPOTrainer or SFTTrainer. A NaN or infinite loss or gradient is found before
 the optimizer steps, so no weight and no moment has seen it; the micro-batches of that step are written down, or the
-step is left out. A reward that raises, or whose values are no finite numbers, stops the run with the completion that
-caused it.
+step is left out. Rewards that fail have a guard of their own (`reward_guard.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from transformers import TrainerCallback
 
 from recllm.provenance import write_json
 from recllm.training.overrides import override
-from recllm.training.safety.reward_guard import RewardError, guard_rewards, number, rank_mark
-
-__all__ = ["NonFiniteError", "NonFiniteGuard", "RewardError", "guard_finite", "guard_rewards"]
+from recllm.training.safety.reward_guard import number, rank_mark
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, load_model, save_file, save_model
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from recllm.provenance import read_json
+from recllm.training.models import sliced
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _moving_reference(trainer: Any, warn: Warn = logger.warning) -> torch.nn.Mod
     reference = getattr(trainer, "ref_model", None)
     if reference is None or not getattr(trainer.args, "sync_ref_model", False):
         return None
-    if trainer.accelerator.distributed_type == "FSDP" or is_deepspeed_zero3_enabled():
+    if sliced():
         warn(
             "FSDP and ZeRO-3 slice the reference model of sync_ref_model: true, so checkpoints leave it out and a "
             "resumed run starts with the model's source for it; DDP or ZeRO-2 keep it"

@@ -25,7 +25,7 @@ from recllm.training.display.curves import CURVES_FILE, Curves, draw_curves, pan
 from recllm.training.display.progress import Progress, duration, show_progress
 from recllm.training.display.samples import chat_text, cut, ending, sample_table, visible
 from recllm.training.recommender import build_recommender_trainer
-from recllm.training.safety.failure import guard_rewards
+from recllm.training.safety.reward_guard import guard_rewards
 from recllm.training.validation import NDCG, RECALL, ValidationNDCG
 
 _FILE = Path(__file__).parents[2] / "evaluation" / "recommender_worlds.py"

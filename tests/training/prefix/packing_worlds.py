@@ -1,27 +1,19 @@
 """Tiny models and random groups of rows for the tests of packed and shared prompts."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 VOCABULARY, PAD = 50, 0
+_DECODING = runpy.run_path(str(Path(__file__).parents[2] / "decoding" / "worlds.py"), run_name="worlds")
 
 
 def make_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,
-        "attn_implementation": attention,
-    }
-    if family == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(head_dim=4, **shape))
-    return LlamaForCausalLM(LlamaConfig(**shape))
+    """A random model that trains and has a head of its own."""
+    changes = {"vocab_size": VOCABULARY, "max_position_embeddings": 2048, "attn_implementation": attention}
+    return _DECODING["make_model"](family, seed, tied=False, **changes).train()
 
 
 def random_rows(seed: int, prompts: int = 3, group: int = 4, longest: int = 9, most: int = 6):

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from recllm.training.safety import failure
-from recllm.training.safety.failure import NonFiniteError, RewardError, guard_finite, guard_rewards
-from recllm.training.safety.reward_guard import blotted
+from recllm.training.safety.failure import NonFiniteError, guard_finite
+from recllm.training.safety.reward_guard import RewardError, blotted, guard_rewards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["drama", "comedy", "action", "horror", "war", "western"]
