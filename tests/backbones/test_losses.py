@@ -82,7 +82,8 @@ def test_the_chunked_loss_never_holds_all_logits():
         done = subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True, check=True)
         found[kind] = float(done.stdout)
     assert found["plain"] > 229 * 1.9
-    assert found["chunked"] < 80
+    # What stays apart from a chunk hangs on the allocator (60 to 90 MiB here); half of the logits is far from either.
+    assert found["chunked"] < 229 / 2
 
 
 def test_sampled_loss_by_hand():
