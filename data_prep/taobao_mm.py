@@ -2,7 +2,8 @@
 
 Method: clicks only; target items with at least `min_item_clicks` clicks in train that test clicks, too, `items` of them
     drawn; users who clicked one, with at least `min_history` items among the last 50. A sequence is the history and
-    then the clicks (`recllm.data.taobao_mm` tells what differs). There is no time but order.
+    then the clicks; the last click is the target, of validation for one half of the users and of test for the other
+    (`recllm.data.taobao_mm` tells what differs). There is no time but order.
 Run: python data_prep/taobao_mm.py --data DIR --output_dir outputs/taobao-mm/dataset
     (or RECLLM_DATA=DIR; the parquet files lie in DIR/taobao-mm or its raw/, or in DIR itself)
 Makes: catalog.parquet, interactions.parquet, quarantine.parquet, dataset.json, and item_embeddings.safetensors where
@@ -31,8 +32,8 @@ class Arguments:
     users: int | None = field(default=None, metadata={"help": "Users drawn; all where not given."})
     sampled_history: bool = field(default=False, metadata={"help": "Keep only the drawn items in histories, too."})
     seed: int = field(default=42, metadata={"help": "Seed of the draws."})
-    split: Literal["roles", "leave_one_out"] = field(
-        default="leave_one_out", metadata={"help": "Split recorded in the set."}
+    split: Literal["roles", "leave_one_out", "last_event"] = field(
+        default="last_event", metadata={"help": "Split recorded in the set."}
     )
     routing_items: int = field(default=1, metadata={"help": "Routing targets per user before validation (roles)."})
     split_seed: int = field(default=0, metadata={"help": "Decides which user falls in which half (roles)."})

@@ -6,6 +6,9 @@ a sequence of n items the test target is item n-1, the validation target n-2, th
 half A's routing targets fit the ranker and mine hard samples, half B's give planner labels and prompts.
 
 `leave_one_out` (fit on 0..n-3, validation n-2, test n-1) is for tables beside published figures.
+
+`last_event` is for logs where a user's last event alone is of the kind that is asked for, as a click on an ad after a
+history of other clicks: it is half A's validation target and half B's test target, and everything before it is fitted.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import numpy as np
 
 from recllm.data.interactions import Sequences
 
-SplitKind = Literal["roles", "leave_one_out"]
-KINDS = ("roles", "leave_one_out")
+SplitKind = Literal["roles", "leave_one_out", "last_event"]
+KINDS = ("roles", "leave_one_out", "last_event")
 DATASET_FILE = "dataset.json"
 # A user with fewer events goes whole to the fitting fold.
 MIN_ROLES_LENGTH = 5
 MIN_LEAVE_ONE_OUT_LENGTH = 3
+MIN_LAST_EVENT_LENGTH = 2
 MIN_FIT_LENGTH = 2
 
 
@@ -159,6 +163,28 @@ class LeaveOneOutSplit:
         return _from_end(self.sequences, self._split_users_U, 1)
 
 
+@dataclass(frozen=True)
+class LastEventSplit(LeaveOneOutSplit):
+    """Fit on 0..n-2; n-1 is the validation target of half A (`half_U` 0) and the test target of half B."""
+
+    half_U: np.ndarray
+    kind: ClassVar[str] = "last_event"
+
+    def _last_of(self, half: int) -> Examples:
+        users = self._split_users_U
+        return _from_end(self.sequences, users[self.half_U[users] == half], 1)
+
+    @property
+    def validation(self) -> Examples:
+        """One example per split user of half A, the target being the last item."""
+        return self._last_of(0)
+
+    @property
+    def test(self) -> Examples:
+        """One example per split user of half B, the target being the last item."""
+        return self._last_of(1)
+
+
 def sampled(examples: Examples, users: int | None, seed: int = 0) -> Examples:
     """At most `users` of the examples, in their order; the same ones for the same seed."""
     if users is None or users >= len(examples):
@@ -184,8 +210,8 @@ def make_split(
     """Split every user's sequence by `kind`.
 
     Under `roles` a user with fewer than 5 events, or with fewer than 2 left before its routing targets, goes whole
-    to the fitting fold; under `leave_one_out` one with fewer than 3. `routing_items` and `seed` (which user falls
-    in which half) matter to `roles` only.
+    to the fitting fold; under `leave_one_out` one with fewer than 3, under `last_event` than 2. `routing_items` matters
+    to `roles` only, `seed` (which user falls in which half) to it and `last_event`.
 
     Raises:
         ValueError: an unknown kind or `routing_items` below 1.
@@ -194,6 +220,9 @@ def make_split(
     if kind == "leave_one_out":
         fit_length_U = np.where(lengths_U < MIN_LEAVE_ONE_OUT_LENGTH, lengths_U, lengths_U - 2)
         return LeaveOneOutSplit(sequences, fit_length_U)
+    if kind == "last_event":
+        fit_length_U = np.where(lengths_U < MIN_LAST_EVENT_LENGTH, lengths_U, lengths_U - 1)
+        return LastEventSplit(sequences, fit_length_U, user_halves(sequences.user_ids_U, seed))
     if kind != "roles":
         raise ValueError(f"unknown split {kind!r}; choose one of {', '.join(KINDS)}")
     if routing_items < 1:

@@ -14,8 +14,8 @@ There are no times: order is all. Sampling as for GLASS (arXiv 2602.05663): clic
 one of them, with at least `min_history` known items among the last 50 of their history.
 
 A user's sequence is the history and then the clicks, in the files' order. Who clicked in test is taken from the test
-files alone: the train file's clicks lie before that history ends. Differs from the published sampling: a user is one
-sequence with its latest click as test target, where the original cuts test samples in halves.
+files alone: the train file's clicks lie before that history ends. The split `last_event` makes each user's latest click
+the target, validation for one half of the users and test for the other, where the original cuts test samples in halves.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_taobao_mm(
     """Read and sample TAOBAO-MM. Files are scanned, and only the sampled users' histories are ever held.
 
     `users` takes so many of the users at most, drawn by `seed`; `sampled_history` keeps only sampled items in
-    histories too, which makes the catalogue as small as `items`.
+    histories too, which makes the catalogue as small as `items`. `min_history` counts before that.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -76,8 +76,7 @@ def read_taobao_mm(
     for part, frame in clicks.items():
         frame = frame if kept is None else frame.filter(pl.col(USER).is_in(kept.implode()))
         path, only = folder / f"{part}_user_features.parquet", chosen if sampled_history else None
-        histories = _histories(path, frame[USER].unique(), only)
-        parts.append(_sequences(frame, histories.filter(pl.col(HISTORY).list.tail(SHORT).list.len() >= min_history)))
+        parts.append(_sequences(frame, _histories(path, frame[USER].unique(), min_history, only)))
     events = pl.concat(parts)
     rows = {f"{name}.parquet": scans[name].select(pl.len()).collect().item() for name in FILES}
     return Raw(events, _items(scans["item_features"], events), bad, rows, time="order")
@@ -139,20 +138,23 @@ def _sample_users(clicks: dict[str, pl.DataFrame], users: int, seed: int) -> pl.
     return everyone.gather(np.sort(np.random.default_rng(seed).choice(len(everyone), users, replace=False)))
 
 
-def _histories(path: Path, users: pl.Series, only: pl.Series | None) -> pl.DataFrame:
+def _histories(path: Path, users: pl.Series, least: int, only: pl.Series | None) -> pl.DataFrame:
     """One row a user with its history; 0 pads histories in the joined files and is no item.
 
-    Read a few thousand rows at a time: the published file's row groups hold a million users each.
+    Users with fewer than `least` items among their last 50 are left out. Read a few thousand rows at a time: the
+    published file's row groups hold a million users each.
     """
     import pyarrow.parquet as pq
 
-    real = pl.element() != 0
-    if only is not None:
-        real &= pl.element().is_in(only.to_list())
+    chosen = None if only is None else pl.element().is_in(only.to_list())
     parts = [pl.DataFrame(schema={USER: pl.Int64, HISTORY: pl.List(pl.Int64)})]
     for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS, columns=[USER, HISTORY]):
         rows = pl.from_arrow(batch).filter(pl.col(USER).is_in(users.implode())).drop_nulls()
-        parts.append(rows.with_columns(pl.col(HISTORY).list.eval(pl.element().filter(real))))
+        rows = rows.with_columns(pl.col(HISTORY).list.eval(pl.element().filter(pl.element() != 0)))
+        rows = rows.filter(pl.col(HISTORY).list.tail(SHORT).list.len() >= least)
+        if chosen is not None:
+            rows = rows.with_columns(pl.col(HISTORY).list.eval(pl.element().filter(chosen)))
+        parts.append(rows)
     return pl.concat(parts).unique(USER, keep="first", maintain_order=True)
 
 

@@ -30,9 +30,16 @@ def folder(tmp_path):
 
 def test_only_views_watched_beyond_their_end_count(folder):
     raw = read_kuairec(folder)
-    assert raw.events.rows() == [("1", "10", 1593878903), ("1", "12", 1593878999), ("2", "11", 1593878903)]
+    assert raw.events.rows() == [("1", "10", 1593878903), ("2", "11", 1593878903), ("1", "12", 1593878999)]
     assert read_kuairec(folder, min_watch_ratio=1.4).events["item"].to_list() == ["10", "11"]
     assert raw.bad.height == 0 and raw.rows["big_matrix.csv"] == 5 and raw.time == "seconds"
+
+
+def test_views_of_one_second_keep_the_order_of_their_fractions(folder):
+    rows = [view(1, 10, 2, 100.9), view(1, 11, 2, 100.1), view(1, 12, 2, 99.95), view(1, 13, 2, 100.1)]
+    (folder / "big_matrix.csv").write_text(HEADER + "".join(rows))
+    events = read_kuairec(folder).events
+    assert events.rows() == [("1", "12", 99), ("1", "11", 100), ("1", "13", 100), ("1", "10", 100)]
 
 
 def test_items_take_caption_and_names_first_then_tags(folder):

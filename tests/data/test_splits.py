@@ -57,6 +57,22 @@ def test_leave_one_out_by_hand():
     assert split.fitting.items(0).tolist() == [1, 2]
 
 
+def test_last_event_by_hand():
+    """The halves of the ids 0, 1, ... at seed 0 come from `user_halves`, which has a test of its own."""
+    sequences = Sequences.from_lists([[1, 2, 3], [5, 6], [8], [7, 9], [4, 4, 6, 2]])
+    split = make_split(sequences, "last_event", seed=3)
+    assert split.kind == "last_event"
+    assert split.fit_length_U.tolist() == [2, 1, 1, 1, 3]  # one event alone has nothing before it
+    last = {0: 3, 1: 6, 3: 9, 4: 2}
+    half_U = user_halves(sequences.user_ids_U, 3)
+    for half, examples in enumerate((split.validation, split.test)):
+        assert dict(zip(examples.user_E.tolist(), examples.targets_E.tolist(), strict=True)) == {
+            user: item for user, item in last.items() if half_U[user] == half
+        }
+        assert len(examples)
+    assert [split.fitting.items(u).tolist() for u in range(5)] == [[1, 2], [5], [8], [7], [4, 4, 6]]
+
+
 def _roles_twin(lengths, routing_items):
     roles = {}
     for u, n in enumerate(lengths):
@@ -89,14 +105,14 @@ def test_roles_equal_their_twin_and_are_disjoint(lengths, routing_items, seed):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
-def test_leave_one_out_is_disjoint_and_complete(lengths):
-    split = make_split(_sequences(lengths), "leave_one_out")
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.sampled_from(["leave_one_out", "last_event"]))
+def test_splits_without_routing_are_disjoint_and_complete(lengths, kind):
+    split = make_split(_sequences(lengths), kind)
     found = Counter(_fit_pairs(split) + _pairs(split.validation) + _pairs(split.test))
     assert found == Counter((u, p) for u, n in enumerate(lengths) for p in range(n))
 
 
-@pytest.mark.parametrize("kind", ["roles", "leave_one_out"])
+@pytest.mark.parametrize("kind", ["roles", "leave_one_out", "last_event"])
 @pytest.mark.parametrize("max_len", [1, 4, 30])
 def test_histories_equal_their_twin(kind, max_len):
     sequences = _sequences([3, 12, 0, 7, 5, 20, 1], seed=3)

@@ -61,8 +61,9 @@ def test_draws_are_subsets_and_repeat(folder):
     assert len(targets) == 1 and set(one) <= set(whole)
     some = sequences(read_taobao_mm(folder, users=2, **RULES))
     assert len(some) == 2 and all(whole[user] == items for user, items in some.items())
-    narrow = sequences(read_taobao_mm(folder, sampled_history=True, min_item_clicks=2, min_history=1))
-    assert narrow == {"1": ["20", "-5", "20"], "5": ["-5", "20"], "7": ["20", "-5"]}
+    narrow = sequences(read_taobao_mm(folder, sampled_history=True, min_item_clicks=2, min_history=2))
+    # Histories are long enough before their items are thinned out: 2 stays with an empty one.
+    assert narrow == {"1": ["20", "-5", "20"], "2": ["-5"], "5": ["-5", "20"], "7": ["20", "-5"]}
 
 
 def test_items_have_their_category_and_vectors_their_row(folder):

@@ -41,7 +41,7 @@ def test_published_files_end_as_a_data_set_whose_targets_are_clicks(script, tmp_
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["users"], metrics["events"], metrics["quarantined"]) == (26, 26 * 61, 0)
     known = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert known["time"] == "order" and known["sampling"]["min_history"] == 40 and known["split"] == "leave_one_out"
+    assert known["time"] == "order" and known["sampling"]["min_history"] == 40 and known["split"] == "last_event"
     catalog = pl.read_parquet(tmp_path / "out" / "catalog.parquet")
     ids = catalog["source_id"].cast(pl.Int64).to_numpy()
     assert (ids[load_split(tmp_path / "out").test.targets_E] < 0).all(), "the last event is the click"
@@ -54,4 +54,4 @@ def test_published_files_end_as_a_data_set_whose_targets_are_clicks(script, tmp_
 def test_the_config_parses(script, repo_root):
     path = repo_root / "recipes" / "configs" / "taobao_mm" / "published.yaml"
     (args,) = parse(script["Arguments"], argv=["--config", str(path)])
-    assert (args.items, args.min_item_clicks, args.min_history, args.split) == (10_000, 5, 40, "leave_one_out")
+    assert (args.items, args.min_item_clicks, args.min_history, args.split) == (10_000, 5, 40, "last_event")
