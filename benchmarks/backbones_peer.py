@@ -44,7 +44,7 @@ def fit(dataset: Dataset, settings: dict) -> tuple[SASRecModel, list[float]]:
 
     model = SASRecModel(
         n_blocks=settings["num_blocks"], n_heads=settings["num_heads"], n_factors=settings["hidden_dim"],
-        session_max_len=settings["max_len"], dropout_rate=settings["dropout"], loss="sampled_softmax",
+        session_max_len=settings["max_len"], dropout_rate=settings["dropout"], loss=settings["loss"],
         n_negatives=settings["num_negatives"], batch_size=settings["batch_size"], lr=settings["lr"],
         get_trainer_func=trainer,
     )  # fmt: skip

@@ -44,6 +44,10 @@ class Arguments:
     )
     pooling: Literal["last", "mean", "last_k_mean"] = field(default="last", metadata={"help": "User vector."})
     pool_k: int = field(default=5, metadata={"help": "States that last_k_mean averages."})
+    embedding_fusion: Literal["none", "add", "gate"] = field(
+        default="none", metadata={"help": "How item_vectors enter the item embeddings."}
+    )
+    item_vectors: str | None = field(default=None, metadata={"help": "Folder of an SID table, whose vectors they are."})
     share_blocks: bool = field(default=False, metadata={"help": "One block's weights for all blocks."})
     l2_norm: bool | None = field(default=None, metadata={"help": "User and item vectors of length 1; None: hstu only."})
     temperature: float | None = field(default=None, metadata={"help": "Of the logits; None: hstu 0.05, sasrec 1."})
@@ -61,6 +65,7 @@ class Arguments:
     prior_norm: Literal["sqrt", "count", "none"] = field(default="sqrt", metadata={"help": "What scales pair counts."})
     prior_recent_k: int = field(default=5, metadata={"help": "Last items whose pairs count."})
     prior_topk: int = field(default=100, metadata={"help": "Neighbours that an item keeps; 0 keeps all."})
+    prior_rerank: int = field(default=0, metadata={"help": "Best items that the priors reorder; 0 is the catalogue."})
     prior_window: int = field(default=5, metadata={"help": "Events that two of a pair may be apart."})
     candidates: int = field(default=50, metadata={"help": "din: length of the retriever's list."})
     listwise: bool = field(default=True, metadata={"help": "din: softmax over the list instead of BCE an item."})
@@ -85,7 +90,8 @@ def main(args: Arguments) -> None:
     from recllm.backbones.train import save_backbone, train_backbone
     from recllm.provenance import RunRecord
 
-    inputs = {"dataset": args.dataset} | ({"retriever": args.retriever} if args.retriever else {})
+    folders = {"dataset": args.dataset, "retriever": args.retriever, "item_vectors": args.item_vectors}
+    inputs = {name: folder for name, folder in folders.items() if folder}
     record = RunRecord.start(args.output_dir, "train_backbone", args, inputs=inputs)
     if record.complete:
         return

@@ -37,6 +37,8 @@ def output_vectors(model: nn.Module, items: torch.Tensor | None) -> torch.Tensor
     """Output vectors of those items, or of all (`vectors_ND`, without the padding row), of length 1 under `l2_norm`."""
     table = model.output_embedding or model.item_embedding
     vectors = table.weight[1:] if items is None else table(items + 1)
+    if model.fusion is not None and model.output_embedding is None:
+        vectors = model.fusion(vectors, slice(1, None) if items is None else items + 1)
     return F.normalize(vectors, dim=-1) if model.l2_norm else vectors
 
 

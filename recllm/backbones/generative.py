@@ -16,7 +16,7 @@ from recllm.backbones.generate import recommend, trie_of
 from recllm.backbones.glass import GLASS
 from recllm.backbones.tiger import TIGER
 from recllm.data.histories import HistoryBlocks, Prefixes, example_batches, write_histories
-from recllm.data.splits import Examples, LeaveOneOutSplit, RolesSplit, load_split, sampled
+from recllm.data.splits import Examples, Split, load_split, sampled
 from recllm.decoding.trie import SidTrie
 from recllm.device import device_here
 from recllm.metrics.bootstrap import flat, mean_interval
@@ -50,7 +50,7 @@ def build(backbone: str, table: SidTable, vectors_ND: np.ndarray | None, args: A
 class Fold:
     """Who is fitted and graded: all users of a split, or as many as were asked for, drawn by seed."""
 
-    split: RolesSplit | LeaveOneOutSplit
+    split: Split
     rows: np.ndarray
 
     @classmethod

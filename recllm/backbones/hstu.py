@@ -31,6 +31,7 @@ from recllm.backbones.attention import (
     with_positions,
 )
 from recllm.backbones.base import at_last_position, check_length, matmul_parameters
+from recllm.backbones.content import ContentFusion, item_states
 from recllm.backbones.losses import Objective
 
 # As published; the items' sum with positions is scaled back up by the root of the width.
@@ -99,7 +100,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         linear_dim, attention_dim: widths of a head's U and V, and of its Q and K.
         dropout, attn_dropout: on the embeddings and the gated sum; on the attention weights.
         temperature, l2_norm: user and item vectors of length 1 (or as they are), their product over the temperature.
-        tie_embeddings, pooling, pool_k, share_blocks: as for `SASRec`.
+        tie_embeddings, pooling, pool_k, share_blocks, embedding_fusion, content_dim: as for `SASRec`.
         position: as for `SASRec`; `relative_bias` is one number for each distance, shared by the heads.
         time_bias: add the bias of the time between events; the model then needs `time_BT` wherever it is called.
     """
@@ -123,6 +124,8 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         pooling: str = "last",
         pool_k: int = 5,
         share_blocks: bool = False,
+        embedding_fusion: str = "none",
+        content_dim: int = 0,
     ):
         super().__init__()
         parts = parse_position(position)
@@ -134,6 +137,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         self.uses_time = time_bias
         self.item_embedding = nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
         self.position_embedding = nn.Embedding(max_len, hidden_dim) if "learned" in parts else None
+        self.fusion = ContentFusion.of(embedding_fusion, num_items, content_dim, hidden_dim)
         self.output_embedding = None if tie_embeddings else nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
         widths = (hidden_dim, num_heads, linear_dim, attention_dim, dropout, attn_dropout, max_len)
         built = 1 if share_blocks else num_blocks
@@ -159,7 +163,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         check_length(history_BT, self.max_len)
         if self.uses_time and time_BT is None:
             raise ValueError("this HSTU was made with time_bias and needs time_BT, the seconds of the history's events")
-        x_BTD = self.item_embedding(history_BT) * self.item_embedding.embedding_dim**0.5
+        x_BTD = item_states(self, history_BT) * self.item_embedding.embedding_dim**0.5
         x_BTD = with_positions(self, x_BTD)
         bucket_BTT = time_buckets(time_BT) if self.uses_time else None
         for depth in range(self.num_blocks):

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from recllm.backbones.base import Backbone, uses_time
+from recllm.backbones.ranks import best_items
 from recllm.data.interactions import Sequences
 
 NORMS = ("sqrt", "count", "none")
@@ -38,6 +39,7 @@ class PriorOptions:
         topk: strongest neighbours that each item keeps, ties to the lower id; 0 keeps all.
         window: how many events apart two events may be and still make a pair. A transition from one to the other at
             distance d counts 1 / d, an itemCF pair 1 in both directions.
+        rerank: only so many of the model's best items take part, and stay before all others; 0 is the catalogue.
 
     Raises:
         ValueError: an unknown norm, or a number out of range.
@@ -50,11 +52,12 @@ class PriorOptions:
     recent_k: int = 5
     topk: int = 100
     window: int = 5
+    rerank: int = 0
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"prior norm {self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
-        for name, least in (("recent_k", 1), ("window", 1), ("topk", 0)):
+        for name, least in (("recent_k", 1), ("window", 1), ("topk", 0), ("rerank", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"prior {name} must be at least {least}, got {getattr(self, name)}")
 
@@ -142,7 +145,16 @@ class WithPriors(torch.nn.Module):
         scores_BN = self.model.score(*given).float()
         added_BN = torch.from_numpy(self.priors.of(history_BT.cpu().numpy())).to(scores_BN.device)
         spread_B1 = scores_BN.std(1, correction=0, keepdim=True).clamp(min=1e-9)
-        return (scores_BN - scores_BN.mean(1, keepdim=True)) / spread_B1 + added_BN
+        standard_BN = (scores_BN - scores_BN.mean(1, keepdim=True)) / spread_B1
+        count = self.priors.options.rerank
+        if not 0 < count < standard_BN.shape[1]:
+            return standard_BN + added_BN
+        chosen_BK = best_items(standard_BN, count)[1]
+        final_BK = standard_BN.gather(1, chosen_BK) + added_BN.gather(1, chosen_BK)
+        # The others move down together, so that no weight, a negative one either, lets one of them in.
+        rest_B1 = standard_BN.scatter(1, chosen_BK, float("-inf")).amax(1, keepdim=True)
+        down_B1 = (rest_B1 - final_BK.amin(1, keepdim=True)).clamp(min=0) + 1.0
+        return (standard_BN - down_B1).scatter(1, chosen_BK, final_BK)
 
     def flops(self, history_length: int) -> int:
         """The model's cost, a multiply and an add for each of its scores, and the table rows that are added up."""

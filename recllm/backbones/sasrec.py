@@ -25,6 +25,7 @@ from recllm.backbones.attention import (
     with_positions,
 )
 from recllm.backbones.base import at_last_position, check_length, matmul_parameters
+from recllm.backbones.content import ContentFusion, item_states
 from recllm.backbones.losses import Objective
 
 FFNS = ("gelu", "swiglu")
@@ -107,6 +108,8 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
             (`last_k_mean`).
         share_blocks: one block's weights, applied `num_blocks` times.
         l2_norm, temperature: user and item vectors of length 1 (or as they are), their product over the temperature.
+        embedding_fusion, content_dim: fuse fixed item vectors of that width into the embeddings, see `ContentFusion`;
+            `fusion.learn_vectors` takes them.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         share_blocks: bool = False,
         l2_norm: bool = False,
         temperature: float = 1.0,
+        embedding_fusion: str = "none",
+        content_dim: int = 0,
     ):
         super().__init__()
         if hidden_dim % num_heads:
@@ -138,6 +143,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         self.pooling, self.pool_k, self.l2_norm, self.temperature = pooling, pool_k, l2_norm, temperature
         self.item_embedding = nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
         self.position_embedding = nn.Embedding(max_len, hidden_dim) if "learned" in parts else None
+        self.fusion = ContentFusion.of(embedding_fusion, num_items, content_dim, hidden_dim)
         self.output_embedding = None if tie_embeddings else nn.Embedding(num_items + 1, hidden_dim, padding_idx=0)
         built = 1 if share_blocks else num_blocks
         self.blocks = nn.ModuleList(
@@ -159,7 +165,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         Their product with an item's vector is the item's score.
         """
         check_length(history_BT, self.max_len)
-        x_BTD = with_positions(self, self.item_embedding(history_BT))
+        x_BTD = with_positions(self, item_states(self, history_BT))
         for depth in range(self.num_blocks):
             x_BTD = self.blocks[depth % len(self.blocks)](x_BTD)
         user_BTD = pool(self.norm(x_BTD), self.pooling, self.pool_k)

@@ -21,10 +21,11 @@ from recllm.backbones.priors import PriorOptions, Priors, WithPriors
 from recllm.backbones.ranker import NUM_FEATURES, CandidateFeatures, candidate_set, rerank
 from recllm.backbones.sasrec import SASRec
 from recllm.data.catalog import Catalog
-from recllm.data.splits import DATASET_FILE, LeaveOneOutSplit, RolesSplit, load_split
+from recllm.data.splits import DATASET_FILE, Split, load_split
 from recllm.device import device_here
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list, recall_at_k
 from recllm.provenance import load_run, read_json
+from recllm.sid.embeddings import load_embeddings
 
 SEQUENTIAL = {"sasrec": SASRec, "hstu": HSTU}
 _BOTH = ("max_len", "hidden_dim", "num_blocks", "num_heads", "dropout", "tie_embeddings", "pooling", "pool_k")
@@ -39,7 +40,7 @@ def build_sequential(num_items: int, time: str, args: Any) -> SASRec | HSTU:
 
     Raises:
         ValueError: the time bias is required where the data set has only an order, or of SASRec; an option is out of
-            range.
+            range; item vectors without a fusion, or of other items.
     """
     kind = args.backbone
     options = {name: getattr(args, name) for name in (*_BOTH, "share_blocks", *_OWN[kind])}
@@ -53,7 +54,14 @@ def build_sequential(num_items: int, time: str, args: Any) -> SASRec | HSTU:
         )
     if kind == "hstu":
         options["time_bias"] = args.time_bias != "none" and time == "seconds"
-    return SEQUENTIAL[kind](num_items, **options)
+    if args.item_vectors and args.embedding_fusion == "none":
+        raise ValueError("item_vectors are given and embedding_fusion is none: set it to add or gate")
+    vectors_ND = load_embeddings(args.item_vectors) if args.item_vectors else None
+    options["content_dim"] = 0 if vectors_ND is None else vectors_ND.shape[1]
+    model = SEQUENTIAL[kind](num_items, embedding_fusion=args.embedding_fusion, **options)
+    if model.fusion is not None:
+        model.fusion.learn_vectors(vectors_ND)
+    return model
 
 
 def train_sequential(dataset: str | Path, args: Any) -> tuple[torch.nn.Module, dict[str, float]]:
@@ -101,7 +109,7 @@ def train_sequential(dataset: str | Path, args: Any) -> tuple[torch.nn.Module, d
     return model, metrics | _facts(model, report)
 
 
-def _objective(split: RolesSplit | LeaveOneOutSplit, items: int, args: Any) -> Objective:
+def _objective(split: Split, items: int, args: Any) -> Objective:
     events_N = torch.from_numpy(np.bincount(split.fitting.items_M, minlength=items))
     if args.sparse_rows and args.loss == "softmax" and not args.num_negatives:
         raise ValueError("sparse_rows: the full softmax touches every row; set num_negatives, or loss bce")

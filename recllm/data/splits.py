@@ -87,6 +87,16 @@ class Examples:
         return Examples(self.user_E[index], self.position_E[index], self.sequences)
 
 
+def _fitting(split: Split) -> Sequences:
+    """The fitting fold: every user's leading events, and nothing that is ever a target."""
+    return split.sequences.leading(split.fit_length_U)
+
+
+def _split_users(split: Split) -> np.ndarray:
+    """Rows of the users who have targets."""
+    return np.flatnonzero(split.fit_length_U < split.sequences.lengths_U)
+
+
 @dataclass(frozen=True)
 class RolesSplit:
     """Fit, routing, validation and test; see the module. `fit_length_U` counts each user's leading fitting events.
@@ -101,14 +111,8 @@ class RolesSplit:
     seed: int = 0
     kind: ClassVar[str] = "roles"
 
-    @property
-    def _split_users_U(self) -> np.ndarray:
-        return np.flatnonzero(self.fit_length_U < self.sequences.lengths_U)
-
-    @cached_property
-    def fitting(self) -> Sequences:
-        """The fitting fold: every user's leading events, and nothing that is ever a target."""
-        return self.sequences.leading(self.fit_length_U)
+    fitting = cached_property(_fitting)
+    _split_users_U = property(_split_users)
 
     def routing(self, half: Literal["A", "B"]) -> Examples:
         """Routing targets of one half of the users, by user and then position.
@@ -143,14 +147,8 @@ class LeaveOneOutSplit:
     fit_length_U: np.ndarray
     kind: ClassVar[str] = "leave_one_out"
 
-    @property
-    def _split_users_U(self) -> np.ndarray:
-        return np.flatnonzero(self.fit_length_U < self.sequences.lengths_U)
-
-    @cached_property
-    def fitting(self) -> Sequences:
-        """The fitting fold: every user's leading events, and nothing that is ever a target."""
-        return self.sequences.leading(self.fit_length_U)
+    fitting = cached_property(_fitting)
+    _split_users_U = property(_split_users)
 
     @property
     def validation(self) -> Examples:
@@ -164,11 +162,16 @@ class LeaveOneOutSplit:
 
 
 @dataclass(frozen=True)
-class LastEventSplit(LeaveOneOutSplit):
+class LastEventSplit:
     """Fit on 0..n-2; n-1 is the validation target of half A (`half_U` 0) and the test target of half B."""
 
+    sequences: Sequences
+    fit_length_U: np.ndarray
     half_U: np.ndarray
     kind: ClassVar[str] = "last_event"
+
+    fitting = cached_property(_fitting)
+    _split_users_U = property(_split_users)
 
     def _last_of(self, half: int) -> Examples:
         users = self._split_users_U
@@ -183,6 +186,9 @@ class LastEventSplit(LeaveOneOutSplit):
     def test(self) -> Examples:
         """One example per split user of half B, the target being the last item."""
         return self._last_of(1)
+
+
+Split = RolesSplit | LeaveOneOutSplit | LastEventSplit
 
 
 def sampled(examples: Examples, users: int | None, seed: int = 0) -> Examples:
@@ -204,9 +210,7 @@ def user_halves(user_ids_U: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.fromiter((digest[0] & 1 for digest in digests), dtype=np.int8, count=len(user_ids_U))
 
 
-def make_split(
-    sequences: Sequences, kind: SplitKind, routing_items: int = 1, seed: int = 0
-) -> RolesSplit | LeaveOneOutSplit:
+def make_split(sequences: Sequences, kind: SplitKind, routing_items: int = 1, seed: int = 0) -> Split:
     """Split every user's sequence by `kind`.
 
     Under `roles` a user with fewer than 5 events, or with fewer than 2 left before its routing targets, goes whole
@@ -233,7 +237,7 @@ def make_split(
     return RolesSplit(sequences, fit_length_U, user_halves(sequences.user_ids_U, seed), routing_items, seed)
 
 
-def load_split(dataset_dir: str | Path) -> RolesSplit | LeaveOneOutSplit:
+def load_split(dataset_dir: str | Path) -> Split:
     """The split that the data set's `dataset.json` records, so that every stage works on the same one.
 
     Raises:

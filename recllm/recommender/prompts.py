@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from recllm.data.prompts import recommend_prompt
-from recllm.data.splits import Examples, LeaveOneOutSplit, RolesSplit
+from recllm.data.splits import Examples, Split
 from recllm.sid.table import SidTable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PromptsFrom = Literal["last", "all"]
 
 
-def prompt_examples(split: RolesSplit | LeaveOneOutSplit, prompts_from: PromptsFrom = "last") -> Examples:
+def prompt_examples(split: Split, prompts_from: PromptsFrom = "last") -> Examples:
     """The examples that GRPO may learn from; see the module. Every history has at least one item.
 
     Raises:

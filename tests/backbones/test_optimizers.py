@@ -98,6 +98,22 @@ def test_adam_and_adamw_are_torchs():
         make_optimizers(model, "sgd", 0.1, 0.0)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_lazy_form_decays_as_the_name_says(name):
+    """Where a step touches every row, a lazy table ends as torch's dense optimizer of that name."""
+    ends = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"item_embedding": torch.nn.Embedding(4, 2, sparse=sparse)})
+        (optimizer,) = make_optimizers(model, name, 0.1, 0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model["item_embedding"](torch.arange(4)) ** 2).sum().backward()
+            optimizer.step()
+        ends.append(model["item_embedding"].weight.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_a_dense_gradient_is_refused():
     weight = torch.nn.Parameter(torch.ones(3, 2))
     weight.sum().backward()

@@ -103,6 +103,22 @@ def test_the_final_score_is_the_formula():
     torch.testing.assert_close(joined.score(torch.tensor([[4]]))[0], joined.score(history_BT)[1], msg="padding")
 
 
+@pytest.mark.parametrize("weight", [3.0, -3.0])
+def test_a_rerank_moves_the_models_best_items_among_themselves(weight):
+    history_BT = torch.tensor([[1, 2, 3], [4, 0, 0]])
+    model, whole = model_and_priors(PriorOptions(popularity=weight))
+    reranked = model_and_priors(PriorOptions(popularity=weight, rerank=5))[1]
+    before_BN, free_BN = model.score(history_BT).argsort(1, descending=True), whole.score(history_BT)
+    after_BN = reranked.score(history_BT).argsort(1, descending=True)
+    for before_N, free_N, after_N in zip(before_BN, free_BN, after_BN, strict=True):
+        best_K = before_N[:5]
+        assert after_N[:5].tolist() == best_K[free_N[best_K].argsort(descending=True)].tolist()
+        assert after_N[5:].tolist() == before_N[5:].tolist(), "the others keep the model's order"
+    assert not torch.equal(before_BN[:, :5], after_BN[:, :5])
+    all_of_them = model_and_priors(PriorOptions(popularity=weight, rerank=ITEMS))[1]
+    torch.testing.assert_close(all_of_them.score(history_BT), free_BN, rtol=0, atol=0)
+
+
 def test_weights_of_zero_leave_the_ranking_and_a_huge_one_decides_it():
     split = make_split(world(3), "leave_one_out")
     model, joined = model_and_priors(PriorOptions())

@@ -18,6 +18,7 @@ from recllm.backbones.resume import FOLDER
 from recllm.backbones.sasrec import SASRec
 from recllm.backbones.train import load_sequential, save_backbone, train_backbone
 from recllm.data.splits import load_split
+from recllm.sid.embeddings import save_embeddings
 
 ITEMS = 25
 
@@ -153,6 +154,42 @@ def test_priors_help_where_the_next_item_follows_from_the_last_and_travel_with_t
         load_sequential(out)
 
 
+@pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
+def test_item_vectors_are_fused_and_travel_with_the_model(backbone, dataset, tmp_path):
+    vectors_ND = np.random.default_rng(0).standard_normal((ITEMS, 4)).astype(np.float32)
+    sids = tmp_path / "sids"
+    sids.mkdir()
+    save_embeddings(sids, vectors_ND)
+    model, _ = fitted(dataset, backbone=backbone, epochs=1, embedding_fusion="gate", item_vectors=str(sids))
+    np.testing.assert_array_equal(model.fusion.content_ND[1:].numpy(), vectors_ND)
+    out = dataset.parent / "saved"
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"schema": 1, "config": {"backbone": backbone}}))
+    save_backbone(model, out)
+    examples = load_split(dataset).test
+    np.testing.assert_array_equal(full_ranks(load_sequential(out), examples, True), full_ranks(model, examples, True))
+    with pytest.raises(ValueError, match="item_vectors are given and embedding_fusion is none"):
+        fitted(dataset, backbone=backbone, item_vectors=str(sids))
+
+
+def test_while_fitting_only_validation_targets_are_ranked_and_only_fitting_events_are_counted(dataset, monkeypatch):
+    """The kept epoch is the one that is best on validation: its metric is told again at the end."""
+    split, ranked, real = load_split(dataset), [], train.full_ranks
+
+    def watched(model, examples, exclude_seen):
+        ranked.append(examples.position_E.tolist())
+        return real(model, examples, exclude_seen)
+
+    monkeypatch.setattr(train, "full_ranks", watched)
+    fitted(dataset, epochs=3, report_test=True)
+    validation, test = split.validation.position_E.tolist(), split.test.position_E.tolist()
+    assert ranked == [validation] * 4 + [test]
+    objective = train._objective(split, ITEMS, arguments(dataset, num_negatives=5, proposal="popularity"))
+    fold_N = np.bincount(split.fitting.items_M, minlength=ITEMS)
+    np.testing.assert_array_equal(objective.events_N.numpy(), fold_N)
+    assert fold_N.sum() < len(split.sequences.items_M)
+
+
 def test_the_chosen_metric_decides_the_epoch(dataset, monkeypatch):
     recall = iter([0.1, 0.9, 0.2])
     monkeypatch.setitem(train._METRICS, "recall", lambda rank_E, k: np.array([next(recall) if k == 3 else 0.0]))
@@ -191,6 +228,8 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_the_same(dataset, monkeypatc
     [
         ({"sparse_rows": True}, "sparse_rows: the full softmax touches every row"),
         ({"train_window": 9}, "train_window 9 must lie between 1 and max_len 6"),
+        ({"embedding_fusion": "add"}, "embedding_fusion add needs item vectors: set item_vectors"),
+        ({"prior_rerank": -1}, "prior rerank must be at least 0"),
         ({"prior_window": 0}, "prior window must be at least 1"),
         ({"backbone": "gru"}, "backbone 'gru' is unknown; choose one of sasrec, hstu, din"),
     ],
