@@ -198,7 +198,9 @@ def main(
     epochs: Annotated[int, typer.Option(help="Epochs on both sides before NDCG is compared.")] = 15,
     seeds: Annotated[int, typer.Option(help="Seeds of ours, at least 2.")] = 5,
     threads: Annotated[int, typer.Option(help="Threads of both sides.")] = 2,
-    peer_python: Annotated[Path | None, typer.Option(help="Python that has RecTools; else one is made.")] = None,
+    peer_python: Annotated[
+        Path | None, typer.Option("--peer_python", help="Python that has RecTools; else one is made.")
+    ] = None,
 ) -> None:
     """Time ours and RecTools and compare what they learnt."""
     if seeds < 2:

@@ -51,6 +51,9 @@ class Arguments:
     share_blocks: bool = field(default=False, metadata={"help": "One block's weights for all blocks."})
     l2_norm: bool | None = field(default=None, metadata={"help": "User and item vectors of length 1; None: hstu only."})
     temperature: float | None = field(default=None, metadata={"help": "Of the logits; None: hstu 0.05, sasrec 1."})
+    init_std: float | None = field(
+        default=None, metadata={"help": "Deviation of the embeddings at the start; None: sasrec width^-0.5, hstu 0.02."}
+    )
     loss: Literal["softmax", "bce"] = field(default="softmax", metadata={"help": "bce is SASRec's, with one negative."})
     num_negatives: int = field(default=0, metadata={"help": "softmax: sampled negatives; 0 is the full softmax."})
     proposal: Literal["uniform", "popularity"] = field(default="uniform", metadata={"help": "Draws the negatives."})

@@ -42,11 +42,15 @@ class Arguments:
     neighbours: int = field(default=3, metadata={"help": "glass: nearest first-level codes that fill up; 0 is off."})
     threshold: int = field(default=5, metadata={"help": "glass: fill up where fewer items than this are found."})
     targets_per_user: int = field(default=0, metadata={"help": "Targets drawn a user and epoch; 0 takes all."})
+    recent: int = field(default=0, metadata={"help": "Targets come from a user's last so many events; 0 takes all."})
     exclude_seen: bool = field(default=True, metadata={"help": "Leave items of the history out of the ranking."})
-    beams: int = field(default=20, metadata={"help": "Beams at the final grading (10 between epochs)."})
+    beams: int = field(
+        default=20, metadata={"help": "Beams at the final grading (between epochs validation_k, at least 10)."}
+    )
     validation_users: int | None = field(default=2000, metadata={"help": "Users looked at between epochs."})
+    validation_k: int = field(default=10, metadata={"help": "Cut-off of the NDCG that decides the epoch."})
     epochs: int = field(default=20, metadata={"help": "Most epochs."})
-    patience: int = field(default=5, metadata={"help": "Epochs without a better validation NDCG@10 before the end."})
+    patience: int = field(default=5, metadata={"help": "Epochs without a better validation NDCG before the end."})
     batch_size: int = field(default=256, metadata={"help": "Targets a step."})
     lr: float = field(default=1e-3, metadata={"help": "AdamW learning rate."})
     weight_decay: float = field(default=1e-2, metadata={"help": "AdamW weight decay."})
@@ -66,7 +70,7 @@ def main(args: Arguments) -> None:
         return
 
     folder = Path(args.output_dir)
-    model, metrics = train_generative(args.dataset, args.sid_table, args, folder / "checkpoint-histories.arrow")
+    model, metrics = train_generative(args.dataset, args.sid_table, args)
 
     model.save_pretrained(folder)
     SidTable.load(args.sid_table).save(folder / TABLE_FOLDER)

@@ -181,6 +181,28 @@ def report(
         console.print(table)
 
 
+@app.command()
+@_clear_errors
+def compare(
+    base: Annotated[Path, typer.Argument(help="Output folder of the run that the others are held against.")],
+    others: Annotated[list[Path], typer.Argument(help="Output folders of runs on the same users.")],
+    role: Annotated[str, typer.Option(help="validation or test.")] = "test",
+) -> None:
+    """Compare runs user by user: paired differences with bootstrap intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from recllm.metrics.compare import compare_ranks
+
+    table = Table("run", "metric", "base", "difference [95%]", "relative", "n")
+    for other in others:
+        for name, (mean, difference) in compare_ranks(other, base, role).items():
+            text = f"{difference.mean:+.4f} [{difference.lo:+.4f}, {difference.hi:+.4f}]"
+            relative = f"{difference.mean / mean:+.1%}" if mean else ""
+            table.add_row(str(other), name, f"{mean:.4f}", text, relative, str(difference.n))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
 def joined(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows (name, value, n) of flat metrics: `x`, `x_lo`, `x_hi` become one row `x [lo, hi]`.
 

@@ -77,7 +77,7 @@ def beam_leaves(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best leaves of the trie after each history and their log-probabilities, `BK`, best first.
 
-    `banned` holds (row, item) pairs; a sid with no other item behind it takes no place in the last level.
+    `banned` holds (row, item) pairs (`banned_pairs`); a prefix with no other item under it takes no place in any level.
     """
     batch, head, device = len(writing.read.bias), TiedHead(writing.model), trie.device
     node_BK = torch.full((batch, 1), ROOT, device=device)
@@ -86,8 +86,8 @@ def beam_leaves(
         width = node_BK.shape[1]
         grown = grow(trie, level, writing.hidden_BKD.flatten(0, 1), node_BK.flatten(), head, "level")
         score_F, row_F = score_BK.flatten()[grown.row_F] + grown.logp_F, grown.row_F // width
-        if level + 1 == trie.depth and banned is not None:
-            score_F = score_F.masked_fill(all_banned(trie, grown, row_F, banned), float("-inf"))
+        if banned is not None:
+            score_F = score_F.masked_fill(all_banned(trie, level, grown.node_F, row_F, banned), float("-inf"))
         score_BK, index_BK = best_of_rows(score_F, row_F, batch, beams)
         node_BK = grown.node_F[index_BK]
         if level + 1 < trie.depth:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recllm.backbones.batches import rows_by_length
-from recllm.backbones.fit import fit, ranking_metrics
+from recllm.backbones.fit import FitReport, fit, ranking_metrics
 from recllm.backbones.generate import recommend, trie_of
 from recllm.backbones.glass import GLASS
 from recllm.backbones.tiger import TIGER
@@ -20,6 +20,7 @@ from recllm.data.splits import Examples, Split, load_split, sampled
 from recllm.decoding.trie import SidTrie
 from recllm.device import device_here
 from recllm.metrics.bootstrap import flat, mean_interval
+from recllm.metrics.compare import save_ranks
 from recllm.metrics.ranking import ndcg_at_k, rank_in_scored_list
 from recllm.sid.embeddings import load_embeddings
 from recllm.sid.quantizer import LEVEL_LETTERS
@@ -27,6 +28,8 @@ from recllm.sid.table import SidTable
 
 BACKBONES = ("tiger", "glass")
 CUT_OFFS = (1, 3, 5, 10, 20)
+# Named like a checkpoint, so that it goes with them at the end of a run.
+HISTORIES_FILE = "checkpoint-histories.arrow"
 _SHAPE = ("hidden_dim", "num_blocks", "num_heads", "head_dim", "ffn_dim", "dropout", "user_tokens")
 _PARTS = ("tier", "retrieval", "gate", "retrieved", "neighbours", "threshold")
 
@@ -108,15 +111,24 @@ def item_ranks(
     return rank_E
 
 
-@torch.no_grad()
-def code_ranks(
-    model: TIGER | GLASS, examples: Examples, trie: SidTrie, batch_size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
-    """CRP: rank of the true code at each depth given the true codes before it, `rank_EL` from 0 (ties count half).
+@dataclass(frozen=True)
+class CodeRanks:
+    """CRP: ranks of the true codes given the true codes before them, from 0, ties count half, float64 `EL`.
 
-    Only codes that may follow in the catalogue compete. Besides, the probability `p_E` of the true first code.
+    `all_EL` counts all codes of a level, as in the paper; `trie_EL` those that may follow in the catalogue, which are
+    the fewer the larger the codebooks before. `first_E` is the probability of the true first code.
     """
-    rank_EL, p_E = np.zeros((len(examples), trie.depth)), np.zeros(len(examples))
+
+    all_EL: np.ndarray
+    trie_EL: np.ndarray
+    first_E: np.ndarray
+
+
+@torch.no_grad()
+def code_ranks(model: TIGER | GLASS, examples: Examples, trie: SidTrie, batch_size: int = 256) -> CodeRanks:
+    """How the targets' codes stand among the codes of their levels."""
+    shape = (len(examples), trie.depth)
+    ranks = CodeRanks(np.zeros(shape), np.zeros(shape), np.zeros(len(examples)))
     histories, device = Prefixes.of_examples(examples), trie.device
     for rows in rows_by_length(examples, batch_size):
         batch = [part.to(device) for part in model.collate(histories.subset(rows))]
@@ -129,40 +141,43 @@ def code_ranks(
             allowed_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
             allowed_BC[row_F, children.tokens_F - start] = True
             own_B1 = logits_BC.gather(1, token_BL[:, level : level + 1] - start)
-            higher_B = (allowed_BC & (logits_BC > own_B1)).sum(1)
-            tied_B = (allowed_BC & (logits_BC == own_B1)).sum(1) - 1
-            rank_EL[rows, level] = (higher_B + tied_B / 2).cpu().numpy()
+            for found_EL, among_BC in ((ranks.all_EL, torch.ones_like(allowed_BC)), (ranks.trie_EL, allowed_BC)):
+                higher_B = (among_BC & (logits_BC > own_B1)).sum(1)
+                tied_B = (among_BC & (logits_BC == own_B1)).sum(1) - 1
+                found_EL[rows, level] = (higher_B + tied_B / 2).cpu().numpy()
             node_B = trie.step_batched(node_B, token_BL[:, level])
             if level == 0:
-                p_E[rows] = (own_B1[:, 0] - logits_BC.logsumexp(1)).exp().cpu().numpy()
-    return rank_EL, p_E
+                ranks.first_E[rows] = (own_B1[:, 0] - logits_BC.logsumexp(1)).exp().cpu().numpy()
+    return ranks
 
 
-def grade(model: TIGER | GLASS, examples: Examples, trie: SidTrie, beams: int, exclude_seen: bool) -> dict[str, float]:
-    """Recall and NDCG at 1 to 20 (Recall@1 is H@1), CRP and the first code, all with intervals.
+def grade(
+    model: TIGER | GLASS, examples: Examples, trie: SidTrie, beams: int, exclude_seen: bool
+) -> tuple[dict[str, float], np.ndarray]:
+    """Recall and NDCG at 1 to 20 (Recall@1 is H@1), CRP and the first code, all with intervals; and the ranks `rank_E`.
 
-    `crp/b` is the mean rank of the true second code over all targets, `crp_found/b` over those that the beam reaches;
-    `first_code/accuracy` and `first_code/probability` are those of the true first code.
+    `crp/b` is the mean rank of the true second code among all codes, `crp_trie/b` among those that may follow in the
+    catalogue, `crp_found/b` the former over the targets that the beam reaches; `first_code/accuracy` and
+    `first_code/probability` are those of the true first code.
     """
     rank_E = item_ranks(model, examples, trie, beams, exclude_seen)
-    code_rank_EL, p_E = code_ranks(model, examples, trie)
+    codes, found_E = code_ranks(model, examples, trie), np.isfinite(rank_E)
     metrics = ranking_metrics(rank_E, tuple(k for k in CUT_OFFS if k <= beams))
     for level in range(1, trie.depth):
-        named, found_E = LEVEL_LETTERS[level], np.isfinite(rank_E)
-        metrics |= flat(f"crp/{named}", mean_interval(code_rank_EL[:, level]))
+        named = LEVEL_LETTERS[level]
+        metrics |= flat(f"crp/{named}", mean_interval(codes.all_EL[:, level]))
+        metrics |= flat(f"crp_trie/{named}", mean_interval(codes.trie_EL[:, level]))
         if found_E.any():
-            metrics |= flat(f"crp_found/{named}", mean_interval(code_rank_EL[found_E, level]))
-    metrics |= flat("first_code/accuracy", mean_interval(code_rank_EL[:, 0] < 0.5))
-    return metrics | flat("first_code/probability", mean_interval(p_E))
+            metrics |= flat(f"crp_found/{named}", mean_interval(codes.all_EL[found_E, level]))
+    metrics |= flat("first_code/accuracy", mean_interval(codes.trie_EL[:, 0] < 0.5))
+    return metrics | flat("first_code/probability", mean_interval(codes.first_E)), rank_E
 
 
-def train_generative(
-    dataset: str | Path, sid_table: str | Path, args: Any, scratch: str | Path
-) -> tuple[TIGER | GLASS, dict[str, float]]:
-    """Fit on the fitting fold, keep the epoch with the best validation NDCG@10, then read the test targets once.
+def train_generative(dataset: str | Path, sid_table: str | Path, args: Any) -> tuple[TIGER | GLASS, dict[str, float]]:
+    """Fit on the fitting fold, keep the epoch with the best validation NDCG, then read the test targets once.
 
-    `args` has the fields of the recipe. `scratch` names a file for the mapped histories, removed at the end; beside it
-    the fit keeps its state after each epoch and goes on from there when called again (see `fit`).
+    `args` has the fields of the recipe. In its `output_dir` the fit keeps its state after each epoch and goes on from
+    there when called again (see `fit`), and ranks.parquet is left, see `save_ranks`.
 
     Raises:
         ValueError: the SID table has another number of items than the data set knows.
@@ -174,32 +189,47 @@ def train_generative(
     model = build(args.backbone, table, load_embeddings(sid_table) if args.backbone == "glass" else None, args)
     model = model.to(device_here())
     trie = popular_trie(model, fold)
-    write_histories(dataset, scratch, None if args.users is None else fold.user_ids)
-    blocks, watched = HistoryBlocks(scratch), sampled(fold.examples("validation"), args.validation_users, args.seed)
+    report = _fit(model, dataset, fold, trie, args)
+    metrics: dict[str, float] = {"exclude_seen": int(args.exclude_seen), "beams": args.beams}
+    ranks = {}
+    for role in ("validation", "test"):
+        examples = fold.examples(role)
+        graded, rank_E = grade(model.eval(), examples, trie, args.beams, args.exclude_seen)
+        metrics |= {f"{role}/{name}": value for name, value in graded.items()}
+        ranks[role] = (examples.sequences.user_ids_U[examples.user_E], rank_E)
+    save_ranks(args.output_dir, ranks)
+    metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    seconds = round(report.seconds, 1)
+    return model, metrics | {"epochs": report.epochs, "best_epoch": report.best_epoch, "train_seconds": seconds}
+
+
+def _fit(model: TIGER | GLASS, dataset: str | Path, fold: Fold, trie: SidTrie, args: Any) -> FitReport:
+    path = Path(args.output_dir) / HISTORIES_FILE
+    write_histories(dataset, path, None if args.users is None else fold.user_ids)
+    blocks, watched = HistoryBlocks(path), sampled(fold.examples("validation"), args.validation_users, args.seed)
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, ...]]:
         # Drawn anew from seed and epoch, so that a run that goes on sees what it would have seen.
         rng = np.random.default_rng((args.seed, epoch))
-        for histories in example_batches(blocks, args.batch_size, rng, args.targets_per_user, args.max_len):
+        drawn = (args.targets_per_user, args.max_len, args.recent)
+        for histories in example_batches(blocks, args.batch_size, rng, *drawn):
             yield model.collate(histories)
+
+    def validate() -> float:
+        k = args.validation_k
+        return float(ndcg_at_k(item_ranks(model, watched, trie, max(k, 10), args.exclude_seen), k).mean())
 
     report = fit(
         model,
         batches=batches,
         loss=model.loss,
-        validate=lambda: float(ndcg_at_k(item_ranks(model, watched, trie, 10, args.exclude_seen), 10).mean()),
+        validate=validate,
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
         patience=args.patience,
         label=args.backbone,
-        folder=Path(scratch).parent,
+        folder=args.output_dir,
     )
-    Path(scratch).unlink()
-    metrics: dict[str, float] = {"exclude_seen": int(args.exclude_seen), "beams": args.beams}
-    for role in ("validation", "test"):
-        graded = grade(model.eval(), fold.examples(role), trie, args.beams, args.exclude_seen)
-        metrics |= {f"{role}/{name}": value for name, value in graded.items()}
-    metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    seconds = round(report.seconds, 1)
-    return model, metrics | {"epochs": report.epochs, "best_epoch": report.best_epoch, "train_seconds": seconds}
+    path.unlink()
+    return report

@@ -30,7 +30,7 @@ from torch import nn
 
 from recllm.backbones.generate import Writing, score_items
 from recllm.backbones.glass_fusion import GATES, Fusion, Gate
-from recllm.backbones.glass_tier import nearest_codes, prototypes, tiers_of
+from recllm.backbones.glass_tier import centred, nearest_codes, prototypes, tiers_of
 from recllm.backbones.t5 import Fuse, KeysValues
 from recllm.backbones.tiger import FIRST_CODE, TIGER, Read
 from recllm.data.histories import Prefixes
@@ -100,6 +100,8 @@ class GLASS(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["gener
     def of_table(cls, table: SidTable, vectors_ND: np.ndarray | None = None, **options) -> GLASS:
         """A model with fresh weights that speaks the sids of `table`; tiers and neighbours come from item vectors.
 
+        The vectors' mean is taken off first, which the paper does not do, see `centred`.
+
         Raises:
             ValueError: no vectors for a part that needs them, or more neighbours than other codes in use.
         """
@@ -111,6 +113,7 @@ class GLASS(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["gener
         if vectors_ND is None:
             raise ValueError("SID-Tier and semantic neighbours need the item vectors that the SID table was made from")
         code_N = table.codes_NL[:, 0]
+        vectors_ND = centred(vectors_ND)
         prototype_KD = prototypes(vectors_ND, code_N, table.level_sizes[0])
         if neighbours:
             model.neighbour_KJ.copy_(torch.from_numpy(nearest_codes(prototype_KD, code_N, neighbours)))

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from recllm.data.long_history import Tiers
 
+logger = logging.getLogger(__name__)
+
 # Edges of the cosine tiers in the published code; -1 and 1 close the outer two.
 EDGES = (-0.1, 0.0, 0.1)
+# A tier with more of the pairs than this leaves the others next to nothing to tell.
+_TOO_FULL = 0.9
+
+
+def centred(vectors_ND: np.ndarray) -> np.ndarray:
+    """Vectors without their mean, float32.
+
+    The edges were made for contrastive vectors, whose cosines lie around 0. Those of text encoders share a direction:
+    with MiniLM's vectors of Beauty's titles 99.5% of all cosines lie above 0.1, and without the mean a quarter in each.
+    """
+    return (vectors_ND - vectors_ND.mean(0)).astype(np.float32)
 
 
 def prototypes(vectors_ND: np.ndarray, code_N: np.ndarray, codes: int) -> np.ndarray:
@@ -39,6 +54,9 @@ def cosines(a_MD: np.ndarray, b_KD: np.ndarray) -> np.ndarray:
 def tiers_of(vectors_ND: np.ndarray, prototype_KD: np.ndarray, edges: tuple[float, ...] = EDGES) -> Tiers:
     """The tier of each item's cosine with each prototype: a tier holds its lower edge, the last one its upper too."""
     tier_NK = np.searchsorted(np.asarray(edges, dtype=np.float32), cosines(vectors_ND, prototype_KD), side="right")
+    share = np.bincount(tier_NK.reshape(-1), minlength=len(edges) + 1).max() / max(tier_NK.size, 1)
+    if share > _TOO_FULL:
+        logger.warning("SID-Tier: %.0f%% of all cosines fall into one tier, its token will say little", 100 * share)
     return Tiers(tier_NK.astype(np.uint8), len(edges) + 1)
 
 

@@ -101,6 +101,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         dropout, attn_dropout: on the embeddings and the gated sum; on the attention weights.
         temperature, l2_norm: user and item vectors of length 1 (or as they are), their product over the temperature.
         tie_embeddings, pooling, pool_k, share_blocks, embedding_fusion, content_dim: as for `SASRec`.
+        init_std: deviation of the embeddings at the start; None is 0.02.
         position: as for `SASRec`; `relative_bias` is one number for each distance, shared by the heads.
         time_bias: add the bias of the time between events; the model then needs `time_BT` wherever it is called.
     """
@@ -126,6 +127,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         share_blocks: bool = False,
         embedding_fusion: str = "none",
         content_dim: int = 0,
+        init_std: float | None = None,
     ):
         super().__init__()
         parts = parse_position(position)
@@ -145,7 +147,7 @@ class HSTU(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequen
         self.drop = nn.Dropout(dropout)
         for table in (self.item_embedding, self.position_embedding, self.output_embedding):
             if table is not None:
-                nn.init.normal_(table.weight, std=_EMBEDDING_STD)
+                nn.init.normal_(table.weight, std=init_std or _EMBEDDING_STD)
 
     def item_vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Output vectors of those items, or of all (`vectors_ND`, without the padding row)."""

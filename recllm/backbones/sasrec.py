@@ -110,6 +110,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         l2_norm, temperature: user and item vectors of length 1 (or as they are), their product over the temperature.
         embedding_fusion, content_dim: fuse fixed item vectors of that width into the embeddings, see `ContentFusion`;
             `fusion.learn_vectors` takes them.
+        init_std: deviation of the embeddings at the start; None is hidden_dim ** -0.5.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         temperature: float = 1.0,
         embedding_fusion: str = "none",
         content_dim: int = 0,
+        init_std: float | None = None,
     ):
         super().__init__()
         if hidden_dim % num_heads:
@@ -153,7 +155,7 @@ class SASRec(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["sequ
         self.drop = nn.Dropout(dropout)
         for table in (self.item_embedding, self.position_embedding, self.output_embedding):
             if table is not None:
-                nn.init.normal_(table.weight, std=hidden_dim**-0.5)
+                nn.init.normal_(table.weight, std=init_std or hidden_dim**-0.5)
 
     def item_vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Output vectors of those items, or of all (`vectors_ND`, without the padding row)."""

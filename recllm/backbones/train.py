@@ -23,6 +23,7 @@ from recllm.backbones.sasrec import SASRec
 from recllm.data.catalog import Catalog
 from recllm.data.splits import DATASET_FILE, Split, load_split
 from recllm.device import device_here
+from recllm.metrics.compare import save_ranks
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list, recall_at_k
 from recllm.provenance import load_run, read_json
 from recllm.sid.embeddings import load_embeddings
@@ -31,7 +32,7 @@ SEQUENTIAL = {"sasrec": SASRec, "hstu": HSTU}
 _BOTH = ("max_len", "hidden_dim", "num_blocks", "num_heads", "dropout", "tie_embeddings", "pooling", "pool_k")
 _OWN = {"sasrec": ("ffn",), "hstu": ("linear_dim", "attention_dim", "attn_dropout")}
 # None leaves them to the backbone, whose defaults are those of its paper.
-_PAPERS = ("position", "l2_norm", "temperature")
+_PAPERS = ("position", "l2_norm", "temperature", "init_std")
 _METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k}
 
 
@@ -104,8 +105,13 @@ def train_sequential(dataset: str | Path, args: Any) -> tuple[torch.nn.Module, d
     if options.active:
         metrics |= _ranking("validation_plain", full_ranks(model, split.validation, args.exclude_seen))
         model = WithPriors(model, Priors.from_fitting_fold(split.fitting, len(catalog), options))
+    ranks = {}
     for role in ("validation", "test") if args.report_test else ("validation",):
-        metrics |= _ranking(role, full_ranks(model, getattr(split, role), args.exclude_seen))
+        examples = getattr(split, role)
+        rank_E = full_ranks(model, examples, args.exclude_seen)
+        metrics |= _ranking(role, rank_E)
+        ranks[role] = (examples.sequences.user_ids_U[examples.user_E], rank_E)
+    save_ranks(args.output_dir, ranks)
     return model, metrics | _facts(model, report)
 
 

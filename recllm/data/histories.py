@@ -168,16 +168,22 @@ class HistoryBlocks:
 
 
 def example_batches(
-    blocks: HistoryBlocks, batch_size: int, rng: np.random.Generator, targets_per_user: int = 0, short: int = 50
+    blocks: HistoryBlocks,
+    batch_size: int,
+    rng: np.random.Generator,
+    targets_per_user: int = 0,
+    short: int = 50,
+    recent: int = 0,
 ) -> Iterator[Prefixes]:
     """One epoch of training examples in batches of like length, each with its target behind it.
 
-    Every event after a user's first is a target once; with `targets_per_user` so many of them, drawn anew each epoch,
-    the last one always among them. Blocks come in random order and `WINDOW` of them are shuffled together: an example
-    is never further than that from where it lies in the file, and memory does not grow with the data set.
+    Every event after a user's first is a target once; with `recent` only the last so many. With `targets_per_user` that
+    number of them, drawn anew each epoch, the last one always among them. Blocks come in random order and `WINDOW` of
+    them are shuffled together: an example is never further than that from where it lies in the file, and memory does
+    not grow with the data set.
     """
     for group in np.split(rng.permutation(len(blocks)), np.arange(WINDOW, len(blocks), WINDOW)):
-        window = _window([blocks.block(index) for index in group], rng, targets_per_user)
+        window = _window([blocks.block(index) for index in group], rng, targets_per_user, recent)
         # A little noise in the length mixes neighbours; equal lengths would otherwise keep the order of users.
         order = np.argsort(np.minimum(window.length_B, short) + rng.random(len(window)), kind="stable")
         batches = np.split(order, np.arange(batch_size, len(order), batch_size))
@@ -185,21 +191,24 @@ def example_batches(
             yield window.subset(batches[index])
 
 
-def _window(parts: list[tuple[np.ndarray, ...]], rng: np.random.Generator, targets_per_user: int) -> Prefixes:
+def _window(
+    parts: list[tuple[np.ndarray, ...]], rng: np.random.Generator, targets_per_user: int, recent: int
+) -> Prefixes:
     items_M = np.concatenate([items for _, items, _ in parts])
     shift = np.cumsum([0] + [len(items) for _, items, _ in parts[:-1]])
     user_U = np.concatenate([users for users, _, _ in parts]).astype(np.int64)
     start_U = np.concatenate([offsets[:-1] + by for (_, _, offsets), by in zip(parts, shift, strict=True)])
     length_U = np.concatenate([np.diff(offsets) for _, _, offsets in parts]).astype(np.int64)
+    # A target's place is its history's length: these many, the last one at length_U - 1.
+    places_U = np.minimum(length_U - 1, recent) if recent else length_U - 1
     if not targets_per_user:
-        row_E = np.repeat(np.arange(len(user_U)), length_U - 1)
-        first_U = np.cumsum(length_U - 1) - (length_U - 1)
-        length_E = np.arange(len(row_E)) - first_U[row_E] + 1
+        row_E = np.repeat(np.arange(len(user_U)), places_U)
+        back_E = np.arange(len(row_E)) - (np.cumsum(places_U) - places_U)[row_E]
     else:
         row_E = np.repeat(np.arange(len(user_U)), targets_per_user)
-        length_E = 1 + (rng.random(len(row_E)) * (length_U - 1)[row_E]).astype(np.int64)
-        length_E[::targets_per_user] = length_U - 1
+        back_E = (rng.random(len(row_E)) * places_U[row_E]).astype(np.int64)
+        back_E[::targets_per_user] = 0
         # A short user would give one target many times.
-        pair_E = np.unique(row_E * (int(length_U.max()) + 1) + length_E)
-        row_E, length_E = np.divmod(pair_E, int(length_U.max()) + 1)
-    return Prefixes(items_M, start_U[row_E].astype(np.int64), length_E, user_U[row_E])
+        wide = int(places_U.max())
+        row_E, back_E = np.divmod(np.unique(row_E * wide + back_E), wide)
+    return Prefixes(items_M, start_U[row_E].astype(np.int64), length_U[row_E] - 1 - back_E, user_U[row_E])

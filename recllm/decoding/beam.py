@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recllm.decoding.shared import Grown, Head, Normalisation, SharedPrompt, best_of_rows, grow, places_in_rows
+from recllm.decoding.shared import Head, Normalisation, SharedPrompt, best_of_rows, grow, places_in_rows
 from recllm.decoding.trie import ROOT, SidTrie
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _search(
         score_F = score_BK.flatten()[grown.row_F] + grown.logp_F
         prompt_F = grown.row_F // width
         if level + 1 == trie.depth and banned is not None:
-            score_F = score_F.masked_fill(all_banned(trie, grown, prompt_F, banned), float("-inf"))
+            score_F = score_F.masked_fill(all_banned(trie, level, grown.node_F, prompt_F, banned), float("-inf"))
         score_BK, index_BK = best_of_rows(score_F, prompt_F, batch, beams)
         node_BK = grown.node_F[index_BK]
         last = level + 1 == trie.depth
@@ -111,17 +111,26 @@ def _search(
 
 
 def banned_pairs(lists: list[np.ndarray], items: int, device: torch.device) -> torch.Tensor:
-    # (prompt, item) pairs as one number each.
+    """(prompt, item) pairs as one number each, every pair once."""
     rows = np.repeat(np.arange(len(lists)), [len(ids) for ids in lists])
     ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in lists]) if len(rows) else rows
-    return torch.from_numpy(rows * items + ids).to(device)
+    return torch.from_numpy(np.unique(rows * items + ids)).to(device)
 
 
-def all_banned(trie: SidTrie, grown: Grown, prompt_F: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
-    behind = trie.items_behind(grown.node_F)
-    leaf_M = torch.repeat_interleave(torch.arange(len(prompt_F), device=prompt_F.device), behind.offsets_B1.diff())
-    left_M = ~torch.isin(prompt_F[leaf_M] * len(trie.items_N) + behind.items_F, banned)
-    return torch.zeros_like(prompt_F).index_add(0, leaf_M, left_M.long()) == 0
+def all_banned(
+    trie: SidTrie, level: int, node_F: torch.Tensor, prompt_F: torch.Tensor, banned: torch.Tensor
+) -> torch.Tensor:
+    """Whether every item under each node of a level is banned for its prompt; see `banned_pairs`."""
+    items, nodes = len(trie.items_N), len(trie.items_V)
+    passed_P = trie.path_NL[banned % items, level]
+    inside_P = passed_P >= 0
+    key_G, count_G = torch.unique((banned // items * nodes + passed_P)[inside_P], return_counts=True)
+    if not len(key_G):
+        return torch.zeros_like(node_F, dtype=torch.bool)
+    key_F = prompt_F * nodes + node_F
+    place_F = torch.searchsorted(key_G, key_F).clamp(max=len(key_G) - 1)
+    banned_F = torch.where(key_G[place_F] == key_F, count_G[place_F], 0)
+    return banned_F == trie.items_under_V[node_F]
 
 
 def items_of_leaves(

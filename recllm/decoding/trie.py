@@ -136,6 +136,25 @@ class SidTrie:
         arrays = offsets_V1, np.concatenate(edges), items_V, behind_V1, items_N, alphabet_A
         return cls(*(torch.from_numpy(array) for array in arrays), depth=tokens_NL.shape[1])
 
+    @cached_property
+    def path_NL(self) -> torch.Tensor:
+        """The node that each item's sid passes at every level, -1 beyond its end: int64 (items, depth)."""
+        nodes_V, at_N = torch.arange(self.nodes, device=self.device), torch.empty_like(self.items_N)
+        # Edge e leads to node e + 1.
+        parent_V = torch.cat([nodes_V[:1], torch.repeat_interleave(nodes_V, self.offsets_V1.diff())])
+        at_N[self.items_N] = torch.repeat_interleave(nodes_V, self.behind_V1.diff())
+        path_NL = at_N.new_full((len(at_N), self.depth), -1)
+        for level, (first, last) in reversed(list(enumerate(self.level_edges))):
+            here_N = (at_N > first) & (at_N <= last)
+            path_NL[here_N, level] = at_N[here_N]
+            at_N = torch.where(here_N, parent_V[at_N], at_N)
+        return path_NL
+
+    @cached_property
+    def items_under_V(self) -> torch.Tensor:
+        """How many items' sids pass or end at each node but the root."""
+        return torch.bincount(self.path_NL.flatten() + 1, minlength=self.nodes + 1)[1:]
+
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its tensors on `device`; itself, with all that it has worked out, where they are there."""
         if torch.device(device) == self.device:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from recllm.backbones.tiger import TIGER
 from recllm.data.histories import Prefixes
 from recllm.data.interactions import SCHEMA, Sequences
 from recllm.data.splits import Examples
+from recllm.metrics.compare import load_ranks
 from recllm.metrics.ranking import rank_of_targets
 from recllm.sid.embeddings import save_embeddings
 
@@ -54,30 +56,35 @@ def test_ranks_of_a_wide_beam_are_those_of_every_items_score(kind, shared, exclu
 def test_code_ranks_by_hand(kind):
     table, examples = make_table(), make_examples()
     model = KINDS[kind](table)
-    rank_EL, p_E = code_ranks(model, examples, trie_of(model.token_NL), batch_size=4)
+    ranks = code_ranks(model, examples, trie_of(model.token_NL), batch_size=4)
     logits = model.logits(*model.collate(Prefixes.of_examples(examples)))
     for row, target in enumerate(examples.targets_E):
         codes = table.sid(int(target))
         for level in range(3):
             follow = {sid[level] for sid in table.codes_NL.tolist() if tuple(sid[:level]) == codes[:level]}
             scores = logits[level][row, 0].tolist()
-            assert rank_EL[row, level] == sum(scores[code] > scores[codes[level]] for code in follow)
-        assert p_E[row] == pytest.approx(logits[0][row, 0].softmax(0)[codes[0]].item(), rel=1e-4)
+            higher = {code for code, score in enumerate(scores) if score > scores[codes[level]]}
+            assert ranks.all_EL[row, level] == len(higher)
+            assert ranks.trie_EL[row, level] == len(higher & follow)
+        assert ranks.first_E[row] == pytest.approx(logits[0][row, 0].softmax(0)[codes[0]].item(), rel=1e-4)
 
 
 def test_grades_are_the_means_of_these_ranks():
     model, examples = worlds.make_glass(), make_examples()
     trie = trie_of(model.token_NL)
-    graded = grade(model, examples, trie, 20, exclude_seen=False)
+    graded, told_E = grade(model, examples, trie, 20, exclude_seen=False)
     rank_E = item_ranks(model, examples, trie, 20, exclude_seen=False)
-    code_rank_EL, p_E = code_ranks(model, examples, trie)
+    assert told_E.tolist() == rank_E.tolist()
+    codes = code_ranks(model, examples, trie)
     assert graded["n"] == 6 and graded["recall@1"] == (rank_E < 1).mean()
     assert graded["recall@20"] == pytest.approx((rank_E < 20).mean())
     assert graded["ndcg@20"] == pytest.approx(np.where(rank_E < 20, 1 / np.log2(rank_E + 2), 0).mean())
-    assert graded["crp/b"] == pytest.approx(code_rank_EL[:, 1].mean())
-    assert graded["crp_found/c"] == pytest.approx(code_rank_EL[np.isfinite(rank_E), 2].mean())
-    assert graded["first_code/accuracy"] == (code_rank_EL[:, 0] == 0).mean()
-    assert graded["first_code/probability"] == pytest.approx(p_E.mean())
+    assert graded["crp/b"] == pytest.approx(codes.all_EL[:, 1].mean())
+    assert graded["crp_trie/b"] == pytest.approx(codes.trie_EL[:, 1].mean())
+    assert graded["crp_trie/c"] < graded["crp/c"], "fewer codes compete"
+    assert graded["crp_found/c"] == pytest.approx(codes.all_EL[np.isfinite(rank_E), 2].mean())
+    assert graded["first_code/accuracy"] == (codes.all_EL[:, 0] == 0).mean()
+    assert graded["first_code/probability"] == pytest.approx(codes.first_E.mean())
     assert graded["ndcg@3_lo"] <= graded["ndcg@3"] <= graded["ndcg@3_hi"]
 
 
@@ -106,18 +113,71 @@ def arguments(repo_root, **changed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fitted_model_knows_the_rule(tmp_path, repo_root, kind):
-    world, args = write_world(tmp_path), arguments(repo_root, backbone=kind)
-    model, metrics = train_generative(**world, args=args, scratch=tmp_path / "scratch.arrow")
+    world, args = write_world(tmp_path), arguments(repo_root, backbone=kind, output_dir=str(tmp_path))
+    model, metrics = train_generative(**world, args=args)
     assert metrics["test/recall@1"] > 0.6 and metrics["test/n"] == metrics["validation/n"] == 60
     assert metrics["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert not (tmp_path / "scratch.arrow").exists()
+    assert not (tmp_path / generative.HISTORIES_FILE).exists()
+    for role in ("validation", "test"):
+        kept = load_ranks(tmp_path, role)
+        assert kept["user_id"].to_list() == list(range(60))
+        assert (kept["rank"] < 1).mean() == metrics[f"{role}/recall@1"]
+
+
+def test_while_fitting_only_validation_targets_are_ranked(tmp_path, repo_root, monkeypatch):
+    world = write_world(tmp_path)
+    args = arguments(repo_root, output_dir=str(tmp_path), epochs=2, validation_k=20, exclude_seen=True)
+    looked, real = [], generative.item_ranks
+
+    def watched(model, examples, trie, beams, exclude_seen):
+        looked.append((examples.position_E.tolist(), beams, exclude_seen))
+        return real(model, examples, trie, beams, exclude_seen)
+
+    monkeypatch.setattr(generative, "item_ranks", watched)
+    train_generative(**world, args=args)
+    fold = Fold.load(world["dataset"], None, 0)
+    roles = [fold.examples(role).position_E.tolist() for role in ("validation", "test")]
+    assert looked == [(roles[0], 20, True)] * 2 + [(roles[0], 10, True), (roles[1], 10, True)]
+
+
+def test_what_is_drawn_follows_the_recipe_and_the_epoch(tmp_path, repo_root, monkeypatch):
+    world = write_world(tmp_path)
+    args = arguments(repo_root, output_dir=str(tmp_path), epochs=2, targets_per_user=2, recent=5)
+    drawn, real = [], generative.example_batches
+
+    def watched(blocks, batch_size, rng, *options):
+        assert (batch_size, options) == (32, (2, 4, 5))
+        batches = list(real(blocks, batch_size, rng, *options))
+        drawn.append(sorted(np.concatenate([1000 * batch.user_B + batch.length_B for batch in batches]).tolist()))
+        return iter(batches)
+
+    monkeypatch.setattr(generative, "example_batches", watched)
+    train_generative(**world, args=args)
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
+
+
+def test_a_target_behind_the_last_beam_has_its_exact_rank():
+    """Twins behind one sid: three beams reach up to as many items as the three fullest sids hold."""
+    table, examples = make_table(shared=True), make_examples()
+    model = KINDS["tiger"](table)
+    trie = trie_of(model.token_NL)
+    scores_BN = worlds.item_scores(model, Prefixes.of_examples(examples), table).round(5)
+    exact_E = rank_of_targets(scores_BN, examples.targets_E)
+    reached = 0
+    for beams in range(1, 6):
+        found_E = item_ranks(model, examples, trie, beams, exclude_seen=False)
+        kept_E = np.isfinite(found_E)
+        # A narrow beam may lose a sid on the way, it never ranks one too low.
+        assert (found_E[kept_E] <= exact_E[kept_E]).all()
+        reached += int((found_E[kept_E] == exact_E[kept_E]).sum())
+    assert reached > 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_that_was_cut_off_ends_as_an_uninterrupted_one(tmp_path, repo_root, monkeypatch, kind):
     world = write_world(tmp_path)
     args = arguments(repo_root, backbone=kind, epochs=4, dropout=0.3, targets_per_user=3)
-    whole, _ = train_generative(**world, args=args, scratch=tmp_path / "whole" / "scratch.arrow")
+    whole, _ = train_generative(**world, args=replace(args, output_dir=str(tmp_path / "whole")))
     looked, ranks = [], generative.item_ranks
 
     def cut_off(*arguments, **options):
@@ -128,11 +188,11 @@ def test_a_fit_that_was_cut_off_ends_as_an_uninterrupted_one(tmp_path, repo_root
 
     monkeypatch.setattr(generative, "item_ranks", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        train_generative(**world, args=args, scratch=tmp_path / "cut" / "scratch.arrow")
+        train_generative(**world, args=replace(args, output_dir=str(tmp_path / "cut")))
     monkeypatch.undo()
     epochs, batches = [], generative.example_batches
     monkeypatch.setattr(generative, "example_batches", lambda *args: epochs.append(1) or batches(*args))
-    resumed, _ = train_generative(**world, args=args, scratch=tmp_path / "cut" / "scratch.arrow")
+    resumed, _ = train_generative(**world, args=replace(args, output_dir=str(tmp_path / "cut")))
     assert len(epochs) == 2, "two of the four epochs were already there"
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
@@ -149,7 +209,7 @@ def test_folds_of_some_users_and_what_is_refused(tmp_path, repo_root):
         build("sasrec", make_table(), None, arguments(repo_root))
     make_table(items=20).save(world["sid_table"])
     with pytest.raises(ValueError, match=r"knows 20 items, .* has an item 29"):
-        train_generative(**world, args=arguments(repo_root), scratch=tmp_path / "s.arrow")
+        train_generative(**world, args=arguments(repo_root))
 
 
 def test_build_gives_the_recipes_shapes(repo_root):

@@ -217,7 +217,8 @@ def test_sid_tier_is_the_share_of_long_part_items_and_serves_the_first_code():
     table, histories = make_table(), random_histories((3, 4, 9, 30))
     glass = make_glass(table)
     tier_BX = glass.collate(histories)[3].numpy().reshape(4, SIZES[0], 4)
-    like_NK = cosines(make_vectors(), prototypes(make_vectors(), table.codes_NL[:, 0], SIZES[0]))
+    vectors_ND = make_vectors() - make_vectors().mean(0)
+    like_NK = cosines(vectors_ND, prototypes(vectors_ND, table.codes_NL[:, 0], SIZES[0]))
     for row, length in enumerate(histories.length_B):
         begin = histories.start_B[row]
         long = histories.items_M[begin : begin + max(length - 4, 0)]
@@ -229,6 +230,18 @@ def test_sid_tier_is_the_share_of_long_part_items_and_serves_the_first_code():
     batch[3] = batch[3].roll(1, 0)
     assert (glass.logits(*batch)[0] - before).abs().max() > 1e-4
     assert normalised(np.zeros((1, 2, 4), dtype=int), np.array([0])).tolist() == [[0.0] * 8]
+
+
+def test_a_direction_that_all_vectors_share_moves_no_tier_and_one_full_tier_is_told(caplog):
+    """Text vectors share one: with it every cosine would be high and the histogram empty of news."""
+    table, shifted_ND = make_table(), make_vectors() + 20 * np.eye(7, dtype=np.float32)[0]
+    plain, shifted = (GLASS.of_table(table, vectors_ND, short_len=4) for vectors_ND in (make_vectors(), shifted_ND))
+    assert (plain.tier_NK != shifted.tier_NK).float().mean() < 0.01, "but for rounding"
+    assert torch.equal(plain.neighbour_KJ, shifted.neighbour_KJ)
+    shares = np.bincount(plain.tier_NK.numpy().reshape(-1), minlength=4) / plain.tier_NK.numel()
+    assert shares.max() < 0.5 and not caplog.records
+    tiers_of(shifted_ND, prototypes(shifted_ND, table.codes_NL[:, 0], SIZES[0]))
+    assert "100% of all cosines fall into one tier" in caplog.text
 
 
 def test_answers_of_a_kept_index_after_appends_are_those_of_the_whole_history():

@@ -77,3 +77,37 @@ def test_encoder_and_decoder_give_the_states_of_t5(stacks):
         torch.testing.assert_close(torch.stack(steps, 1), ours[:, 0], atol=1e-5, rtol=1e-5)
         twice, _ = decoder(torch.stack([written_BSD.flip(1), written_BSD], 1), memory, bias)
         torch.testing.assert_close(twice[:, 1], ours[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_begin_as_t5s():
+    """Unscaled attention lives by it: queries begin smaller by the root of a head's width."""
+    torch.manual_seed(0)
+    width, head = 256, 64
+    decoder = Decoder(1, width, 4, head, 512, 0.0)
+    layer = decoder.layers[0]
+    for attention in (layer.attention, layer.cross):
+        expected = {
+            "query": (width * head) ** -0.5,
+            "key": width**-0.5,
+            "value": width**-0.5,
+            "out": (4 * head) ** -0.5,
+        }
+        for name, std in expected.items():
+            assert getattr(attention, name).weight.std().item() == pytest.approx(std, rel=0.03), name
+    assert layer.feed_forward.up.weight.std().item() == pytest.approx(width**-0.5, rel=0.03)
+    assert layer.feed_forward.down.weight.std().item() == pytest.approx(512**-0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("sublayer", ["attention", "cross", "feed_forward"])
+def test_dropout_falls_on_what_each_sublayer_adds(sublayer):
+    """With p = 1 in training a layer adds nothing: what goes in comes out, whatever the sublayer holds."""
+    torch.manual_seed(0)
+    layer = Decoder(1, WIDTH, HEADS, HEAD, HIDDEN, 0.0).layers[0].train()
+    for name in {"attention", "cross", "feed_forward"} - {sublayer}:
+        part = getattr(layer, name)
+        torch.nn.init.zeros_((part.down if name == "feed_forward" else part.out).weight)
+    x_BGSD, memory_BTD = torch.randn(2, 1, 3, WIDTH), torch.randn(2, 4, WIDTH)
+    given = torch.zeros(HEADS, 3, 3), None, layer.cross.keys_values(memory_BTD), torch.zeros(2, 1, 1, 4), None
+    added = (layer(x_BGSD, *given)[0] - x_BGSD).abs().max()
+    layer.drop.p = 1.0
+    assert added > 1e-3 and torch.equal(layer(x_BGSD, *given)[0], x_BGSD)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recllm.backbones.generate import Writing, recommend, score_items, trie_of
 from recllm.backbones.tiger import BOS, FIRST_CODE, TIGER
 from recllm.data.histories import Prefixes
+from recllm.sid.table import SidTable
 
 worlds = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("generative_worlds.py"))))
 ITEMS, SHAPE, SIZES, item_scores = worlds.ITEMS, worlds.SHAPE, worlds.SIZES, worlds.item_scores
@@ -56,26 +57,45 @@ def textbook_beam(scores, table, beams: int) -> list[int]:
     return [table.items(prefix)[0] for prefix in live]
 
 
+def prefix_scores(model, histories, row, table):
+    """Log-probability of a prefix of codes after one history, step by step over the codes in use."""
+    used = [np.unique(table.codes_NL[:, level]) for level in range(table.levels)]
+    read = model.writing(histories.subset(np.array([row]))).read
+
+    def score(prefix):
+        total, tokens = 0.0, [BOS]
+        for level, code in enumerate(prefix):
+            with torch.no_grad():
+                hidden_BGSD, _ = model.write(torch.tensor([[tokens]]), read)
+                logits_C = model.head(hidden_BGSD[0, 0, -1], level)[used[level]]
+            total += float(logits_C.log_softmax(0)[np.searchsorted(used[level], code)])
+            tokens.append(model.starts[level] + code)
+        return total
+
+    return score
+
+
 @pytest.mark.parametrize("beams", [1, 2, 3, 8])
 def test_a_narrow_beam_is_the_textbook_one(beams):
     table, histories = make_table(), random_histories((2, 6, 9))
     model = make_tiger(table)
     found_BK, _ = recommend(model.writing(histories), trie_of(model.token_NL), beams)
-    used = [np.unique(table.codes_NL[:, level]) for level in range(table.levels)]
     for row in range(len(histories)):
-        one = model.writing(histories.subset(np.array([row])))
+        assert found_BK[row].tolist() == textbook_beam(prefix_scores(model, histories, row, table), table, beams)
 
-        def prefix_score(prefix, read=one.read):
-            total, tokens = 0.0, [BOS]
-            for level, code in enumerate(prefix):
-                with torch.no_grad():
-                    hidden_BGSD, _ = model.write(torch.tensor([[tokens]]), read)
-                    logits_C = model.head(hidden_BGSD[0, 0, -1], level)[used[level]]
-                total += float(logits_C.log_softmax(0)[np.searchsorted(used[level], code)])
-                tokens.append(model.starts[level] + code)
-            return total
 
-        assert found_BK[row].tolist() == textbook_beam(prefix_score, table, beams)
+@pytest.mark.parametrize("beams", [1, 3, 5])
+def test_prefixes_whose_items_are_all_excluded_take_no_beam(beams):
+    """A narrow beam that must not answer some items is the textbook's over a catalogue without them."""
+    table, histories = make_table(), random_histories((2, 3, 9, 12))
+    model, rng = make_tiger(table), np.random.default_rng(0)
+    excluded = [rng.choice(ITEMS, size=size, replace=False) for size in (0, 8, 16, 24)]
+    found_BK, _ = recommend(model.writing(histories), trie_of(model.token_NL), beams, beams, excluded)
+    for row, ids in enumerate(excluded):
+        left_N = np.setdiff1d(np.arange(ITEMS), ids)
+        rest = SidTable(table.codes_NL[left_N], table.level_sizes)
+        expected = textbook_beam(prefix_scores(model, histories, row, table), rest, beams)
+        assert found_BK[row].tolist() == left_N[expected].tolist()
 
 
 def test_later_codes_never_change_earlier_logits_and_each_earlier_one_counts():
@@ -158,6 +178,14 @@ def test_excluded_items_are_never_answered_and_the_rest_keep_their_order():
         assert scores_BK[row, len(kept) :].isneginf().all()
     with pytest.raises(ValueError, match="k must be at least 1"):
         recommend(model.writing(histories), trie, 0)
+
+
+def test_fresh_logits_are_of_size_one():
+    """Tied embeddings of size one need a scaled state: without it the loss starts far above the uniform one."""
+    torch.manual_seed(0)
+    model = TIGER.of_table(make_table(40, (16, 16, 16)), hidden_dim=64, num_blocks=2, num_heads=4, head_dim=16).eval()
+    logits = model.logits(*model.collate(random_histories((3, 9, 14, 20), items=40)))
+    assert 0.5 < torch.cat([part.flatten() for part in logits]).std() < 2.0
 
 
 def test_any_level_sizes_do():

@@ -130,6 +130,22 @@ print(events, peak - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads anonymous memory from Linux' process status")
+def test_draws_reach_every_place_about_equally_and_no_further_back_than_asked(tmp_path):
+    write_histories(write_dataset(tmp_path / "data", [12]), tmp_path / "h.arrow")
+    blocks, rng = HistoryBlocks(tmp_path / "h.arrow"), np.random.default_rng(0)
+    for recent, places in ((0, range(1, 10)), (4, range(6, 10)), (50, range(1, 10))):
+        whole = [int(n) for batch in example_batches(blocks, 8, rng, recent=recent) for n in batch.length_B]
+        assert sorted(whole) == list(places)
+        drawn = [
+            int(n) for _ in range(900) for b in example_batches(blocks, 8, rng, 2, recent=recent) for n in b.length_B
+        ]
+        counts = {place: drawn.count(place) for place in places}
+        assert sum(counts.values()) == len(drawn) and counts.pop(9) == 900, "the last one is always there"
+        # A draw of the last place itself is no second target.
+        expected = 900 / len(places)
+        assert all(0.7 * expected < count < 1.3 * expected for count in counts.values()), counts
+
+
 def test_memory_does_not_grow_with_the_data_set(tmp_path):
     users = {"small": 600, "large": 12_000}
     for name, count in users.items():

@@ -179,3 +179,13 @@ def test_bad_sequences_are_refused() -> None:
         SidTrie.from_sequences([])
     with pytest.raises(ValueError, match="-3"):
         SidTrie.from_sequences([np.array([1, -3])])
+
+
+def test_paths_and_what_lies_under_a_node_by_hand():
+    """Sids of unlike lengths, one of them the beginning of another, two items behind one."""
+    trie = SidTrie.from_sequences([[5, 7], [5], [6, 7, 8], [5, 7]], shared=True)
+    five, six = trie.walk([5]), trie.walk([6])
+    deep, other, last = trie.walk([5, 7]), trie.walk([6, 7]), trie.walk([6, 7, 8])
+    assert trie.path_NL.tolist() == [[five, deep, -1], [five, -1, -1], [six, other, last], [five, deep, -1]]
+    under = {five: 3, six: 1, deep: 2, other: 1, last: 1}
+    assert {node: int(trie.items_under_V[node]) for node in under} == under
