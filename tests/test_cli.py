@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from recllm import assets, cli, doctor
+from recllm.metrics.compare import save_ranks
 from recllm.provenance import RunRecord
 
 
@@ -31,7 +33,7 @@ def test_help_takes_under_half_a_second():
     done = subprocess.run([sys.executable, "-m", "recllm.cli", "--help"], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    for command in ("doctor", "assets", "run", "recommend", "report"):
+    for command in ("doctor", "assets", "run", "recommend", "report", "compare"):
         assert command in done.stdout
     # Processor seconds, so that a busy machine does not fail it.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
@@ -100,6 +102,17 @@ def test_report_joins_value_and_interval(call, tmp_path):
     assert "0.1235 [0.1, 0.15]" in single and "943" in single and "ndcg@10_lo" not in single
     both = call("report", tmp_path / "outputs").stdout
     assert "(one, 0 s)" in both and "(two, 0 s)" in both and "lost" not in both
+
+
+def test_compare_pairs_the_users_of_two_runs(call, tmp_path):
+    for name, ranks in (("base", [0.0, 8.0, np.inf, 0.0]), ("other", [0.0, 0.0, np.inf, 0.0])):
+        (tmp_path / name).mkdir()
+        save_ranks(tmp_path / name, {"test": (np.arange(4), np.array(ranks))})
+    told = call("compare", tmp_path / "base", tmp_path / "other").stdout
+    row = next(line for line in told.splitlines() if "recall@5" in line)
+    assert "0.5000" in row and "+0.2500 [+0.0000, +0.7500]" in row and "+50.0%" in row and "4" in row
+    refused = call("compare", tmp_path, tmp_path / "other")
+    assert refused.exit_code == 1 and "ranks.parquet is missing" in refused.output
 
 
 def test_rows_are_joined_only_where_they_belong_together():
