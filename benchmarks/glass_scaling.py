@@ -5,7 +5,7 @@ Claim: the cost of a request does not depend on the length of the history (slope
 Run:   python benchmarks/glass_scaling.py --json out.json
 The histories are kept in `LongHistory` and grew by append alone, which is its dearest form in memory and in time. The
 peer answers the same request from the history itself: it counts the tiers anew and sorts the events by first code. Both
-run the same beam; `memory_slope` and `memory_ms` leave it out.
+run the same beam and must give the same items; `memory_slope` and `memory_ms` leave the beam out.
 """
 
 import json
@@ -57,6 +57,11 @@ def time_requests(model: GLASS, items: np.ndarray, rounds: int) -> tuple[dict[st
     names = ("serve", "memory", "peer", "peer_memory")
     watches = {name: {length: Stopwatch(warmup=1) for length in LENGTHS} for name in names}
     one, user = np.zeros(BEAMS, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for length, index in indexes.items():
+        sides = model.answer(index, user, user), model.writing(Prefixes.of_lists([items[:length]]))
+        kept, anew = (recommend(side, trie, BEAMS)[0] for side in sides)
+        if not torch.equal(kept, anew):
+            raise ValueError(f"{length} events: the kept index and the history itself give other items")
     for turn in range(rounds + 1):
         # The lengths are taken in turn, so that whatever else the machine does falls on all of them.
         for length, index in indexes.items():
