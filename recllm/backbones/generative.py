@@ -28,7 +28,7 @@ from recllm.sid.table import SidTable
 
 BACKBONES = ("tiger", "glass")
 CUT_OFFS = (1, 3, 5, 10, 20)
-# Named like a checkpoint, so that it goes with them at the end of a run.
+# Named like a checkpoint: it is no part of what a run delivers.
 HISTORIES_FILE = "checkpoint-histories.arrow"
 _SHAPE = ("hidden_dim", "num_blocks", "num_heads", "head_dim", "ffn_dim", "dropout", "user_tokens")
 _PARTS = ("tier", "retrieval", "gate", "retrieved", "neighbours", "threshold")
