@@ -32,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from peers import peer_environment
 from scipy import stats
 
-from recllm.assets import cache_root, fetch
+from recllm.assets import fetch
 from recllm.backbones.batches import window_batches
 from recllm.backbones.fit import fit, full_ranks, score_batches, top_lists
 from recllm.backbones.losses import Objective, full_cross_entropy
@@ -68,18 +68,6 @@ MODEL = {"max_len": 50, "hidden_dim": 128, "num_blocks": 1, "num_heads": 1, "dro
 OURS = {"position": "relative_bias", "init_std": 0.02}
 MORE_NEGATIVES = 500
 TRAINING = {"num_negatives": 100, "batch_size": 128, "lr": 1e-3}
-
-
-def peer_environment() -> Path:
-    """Python of the peer's environment in the cache, made now where it is not there or broken."""
-    folder = cache_root() / "peers" / "backbones"
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    check = [str(python), "-c", "import rectools.models, pytorch_lightning"]
-    if not python.is_file() or subprocess.run(check, capture_output=True).returncode:
-        logger.warning("making the peer's environment in %s", folder)
-        venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return python
 
 
 @dataclass(frozen=True)
@@ -215,7 +203,7 @@ def main(
     torch.set_num_threads(threads)
     world = World.load(users)
     examples = world.examples
-    python = peer_python or peer_environment()
+    python = peer_python or peer_environment("backbones", PEERS, "rectools.models, pytorch_lightning")
     target_E, negatives, ndcgs, epoch_seconds = examples.targets_E, TRAINING["num_negatives"], [], []
     for seed in range(seeds):
         model, seconds = ours(world, epochs, seed, negatives)

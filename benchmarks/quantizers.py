@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from peers import peer_environment
 
 from recllm.assets import AssetError, cache_root, fetch
 from recllm.data.amazon import DATA_VARIABLE, locate, read_amazon
@@ -43,18 +43,6 @@ SETS = {"beauty": "amazon2014-beauty", "scientific": "amazon2018-scientific"}
 PEERS = ("faiss-cpu", "k-means-constrained")
 LEVELS, FAISS_ITERATIONS = (256, 256, 256), 25
 WORKER = Path(__file__).with_name("quantizers_peer.py")
-
-
-def peer_environment() -> Path:
-    """Python of the peers' environment in the cache, made now where it is not there or broken."""
-    folder = cache_root() / "peers" / "quantizers"
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    check = [str(python), "-c", "import faiss, k_means_constrained"]
-    if not python.is_file() or subprocess.run(check, capture_output=True).returncode:
-        logger.warning("making the peers' environment in %s", folder)
-        venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return python
 
 
 def catalogues() -> dict[str, Catalog]:
@@ -167,7 +155,7 @@ def main(
     balanced_repeats: Annotated[int, typer.Option("--balanced_repeats")] = 2,
 ) -> None:
     torch.set_num_threads(threads)
-    python = peer_python or peer_environment()
+    python = peer_python or peer_environment("quantizers", PEERS, "faiss, k_means_constrained")
     figures = {
         "threads": threads,
         "torch": torch.__version__,

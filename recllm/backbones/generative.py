@@ -196,7 +196,7 @@ def train_generative(dataset: str | Path, sid_table: str | Path, args: Any) -> t
         examples = fold.examples(role)
         graded, rank_E = grade(model.eval(), examples, trie, args.beams, args.exclude_seen)
         metrics |= {f"{role}/{name}": value for name, value in graded.items()}
-        ranks[role] = (examples.sequences.user_ids_U[examples.user_E], rank_E)
+        ranks[role] = (examples.user_ids_E, rank_E)
     save_ranks(args.output_dir, ranks)
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     seconds = round(report.seconds, 1)

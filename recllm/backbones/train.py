@@ -110,7 +110,7 @@ def train_sequential(dataset: str | Path, args: Any) -> tuple[torch.nn.Module, d
         examples = getattr(split, role)
         rank_E = full_ranks(model, examples, args.exclude_seen)
         metrics |= _ranking(role, rank_E)
-        ranks[role] = (examples.sequences.user_ids_U[examples.user_E], rank_E)
+        ranks[role] = (examples.user_ids_E, rank_E)
     save_ranks(args.output_dir, ranks)
     return model, metrics | _facts(model, report)
 

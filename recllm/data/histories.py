@@ -40,7 +40,7 @@ class Prefixes:
         """The full histories of some examples."""
         sequences = examples.sequences
         start_B = sequences.offsets_U1[examples.user_E]
-        return cls(sequences.items_M, start_B, examples.position_E, sequences.user_ids_U[examples.user_E].astype("i8"))
+        return cls(sequences.items_M, start_B, examples.position_E, examples.user_ids_E.astype("i8"))
 
     @classmethod
     def of_lists(cls, histories: list[np.ndarray]) -> Prefixes:

@@ -54,6 +54,11 @@ class Examples:
         return self.sequences.items_M[self.sequences.offsets_U1[self.user_E] + self.position_E]
 
     @property
+    def user_ids_E(self) -> np.ndarray:
+        """Ids of the users, int32, which are not `user_E` where ids have gaps."""
+        return self.sequences.user_ids_U[self.user_E]
+
+    @property
     def lengths_E(self) -> np.ndarray:
         """Number of items in each full history, int64."""
         return self.position_E

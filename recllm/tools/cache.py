@@ -37,7 +37,7 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
         {
             "role": [role] * len(examples),
             "row": np.arange(len(examples), dtype=np.int32),
-            "user": examples.sequences.user_ids_U[examples.user_E],
+            "user": examples.user_ids_E,
             "position": examples.position_E,
             "target": examples.targets_E,
             "tool": [tool] * len(examples),
@@ -78,7 +78,7 @@ class ToolCache:
             rows = frame.filter((pl.col("role") == role) & (pl.col("tool") == tool)).sort("row")
             if rows["row"].to_list() != list(range(len(examples))):
                 raise ValueError(f"{path}: {len(rows)} rows for {tool} on {role}, the split has {len(examples)}")
-            known = {"user": examples.sequences.user_ids_U[examples.user_E], "position": examples.position_E}
+            known = {"user": examples.user_ids_E, "position": examples.position_E}
             known["target"] = examples.targets_E
             if not all(np.array_equal(rows[column], values) for column, values in known.items()):
                 raise ValueError(f"{path}: the rows for {tool} on {role} are of another split; build the cache again")
