@@ -80,9 +80,9 @@ class Priors:
     def from_fitting_fold(cls, fold: Sequences, items: int, options: PriorOptions) -> Priors:
         """Count on `split.fitting`, which holds nothing that is ever a target."""
         events_N = np.bincount(fold.items_M, minlength=items)
-        directed_NN, together_NN = _pairs(fold, items, options.window)
-        scaled = (_normed(pairs_NN, events_N, options.norm) for pairs_NN in (directed_NN, together_NN))
-        kept = (_strongest(pairs_NN, options.topk) for pairs_NN in scaled)
+        directed_NN, together_NN = pairs(fold, items, options.window)
+        scaled = (normed(pairs_NN, events_N, options.norm) for pairs_NN in (directed_NN, together_NN))
+        kept = (strongest(pairs_NN, options.topk) for pairs_NN in scaled)
         return cls(options, *kept, np.log1p(events_N).astype(np.float32))
 
     def of(self, history_BT: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ class WithPriors(torch.nn.Module):
         return self.model.flops(history_length) + 4 * self.num_items + 2 * rows * neighbours
 
 
-def _pairs(fold: Sequences, items: int, window: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+def pairs(fold: Sequences, items: int, window: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Counts of ordered pairs, weighted 1 / distance, and of pairs in both directions; no item pairs with itself."""
     user_M = np.repeat(np.arange(len(fold)), fold.lengths_U)
     directed_NN = sp.csr_matrix((items, items), dtype=np.float32)
@@ -181,7 +181,8 @@ def _pairs(fold: Sequences, items: int, window: int) -> tuple[sp.csr_matrix, sp.
     return directed_NN, (together_NN + together_NN.T).tocsr()
 
 
-def _normed(pairs_NN: sp.csr_matrix, events_N: np.ndarray, norm: str) -> sp.csr_matrix:
+def normed(pairs_NN: sp.csr_matrix, events_N: np.ndarray, norm: str) -> sp.csr_matrix:
+    """The counts over what `PriorOptions.norm` says, float32."""
     if norm == "none":
         return pairs_NN
     share_N = (1.0 / np.maximum(events_N, 1)).astype(np.float32)
@@ -191,14 +192,15 @@ def _normed(pairs_NN: sp.csr_matrix, events_N: np.ndarray, norm: str) -> sp.csr_
     return (root_NN @ pairs_NN @ root_NN).tocsr()
 
 
-def _strongest(pairs_NN: sp.csr_matrix, topk: int) -> sp.csr_matrix:
-    """Each row's `topk` largest entries; 0 keeps all."""
+def strongest(pairs_NN: sp.csr_matrix, topk: int) -> sp.csr_matrix:
+    """Each row's `topk` largest entries, float32 and sorted by column, ties to the lower id; 0 keeps all."""
     pairs_NN = pairs_NN.astype(np.float32)
     pairs_NN.sort_indices()
     if not topk:
         return pairs_NN
-    row_P = np.repeat(np.arange(pairs_NN.shape[0]), np.diff(pairs_NN.indptr))
-    order_P = np.lexsort((pairs_NN.indices, -pairs_NN.data, row_P))
-    place_P = np.arange(len(order_P)) - pairs_NN.indptr[row_P]
-    kept_P = np.sort(order_P[place_P < topk])
-    return sp.csr_matrix((pairs_NN.data[kept_P], (row_P[kept_P], pairs_NN.indices[kept_P])), shape=pairs_NN.shape)
+    kept_P = np.ones(pairs_NN.nnz, dtype=bool)
+    for row in np.flatnonzero(np.diff(pairs_NN.indptr) > topk):
+        first, last = pairs_NN.indptr[row : row + 2]
+        kept_P[first + np.argsort(-pairs_NN.data[first:last], kind="stable")[topk:]] = False
+    indptr_N1 = np.append(0, np.cumsum(kept_P))[pairs_NN.indptr]
+    return sp.csr_matrix((pairs_NN.data[kept_P], pairs_NN.indices[kept_P], indptr_N1), shape=pairs_NN.shape)

@@ -70,6 +70,11 @@ def reasoner_prompt(history_texts: Sequence[str]) -> list[dict[str, str]]:
     return [user("History: " + "".join(history_texts[-REASONER_HISTORY:]))]
 
 
+def pair_prompt(first_text: str, second_text: str) -> list[dict[str, str]]:
+    """Chat that asks why people who have one item also take another, given both sid texts."""
+    return [user(f"Why is {first_text} taken with {second_text}?")]
+
+
 def category_thought(categories: Sequence[str]) -> str:
     """What the reasoner thinks: the categories that the user wants next, most wanted first."""
     wanted = ", ".join(categories) if categories else "anything"
@@ -89,3 +94,12 @@ def planner_prompt(
     spanned = "" if span is None else f" Span {span}."
     recent = "".join(history_texts[-PLANNER_HISTORY:])
     return [user(f"Length {length.bit_length()}.{spanned} Likes {liked}. Recent {recent} Found: {found}")]
+
+
+def letter_prompt(history_texts: Sequence[str], candidate_texts: Sequence[str]) -> list[dict[str, str]]:
+    """Chat that asks which candidate is next, given sid texts: the last items, oldest first, then one candidate a line.
+
+    Candidates carry the letters from A on; the answer is one of them.
+    """
+    lines = "".join(f"\n{chr(ord('A') + place)}: {text}" for place, text in enumerate(candidate_texts))
+    return [user(f"History: {''.join(history_texts[-RECOMMEND_HISTORY:])}{lines}\nLetter of the next item?")]

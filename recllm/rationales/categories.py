@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from recllm.data.catalog import Catalog, top_categories
 from recllm.data.prompts import REASONER_HISTORY, assistant, category_thought, reasoner_prompt
 from recllm.data.splits import RolesSplit
+from recllm.rationales.positions import fold_positions
 
 AHEAD = 3
 
@@ -26,18 +25,14 @@ def rationale_rows(
     A row every `stride` events of each fitting fold, from a random offset, each with a history of up to 20 items. Only
     events of the fitting fold are read.
     """
-    rng = np.random.default_rng(seed)
     columns: dict[str, list] = {"messages": [], "user": [], "position": []}
     fold = split.fitting
-    for user_row in range(len(fold)):
+    for user_row, position in fold_positions(fold, stride, seed):
         items = fold.items(user_row)
-        # The last positions come first: every user keeps the row nearest to what will be asked.
-        offset = int(rng.integers(min(stride, max(len(items) - 1, 1))))
-        for position in range(len(items) - 1 - offset, 0, -stride):
-            history = items[max(0, position - REASONER_HISTORY) : position]
-            wanted = top_categories([catalog.categories[item] for item in items[position : position + AHEAD]])
-            answer = category_thought(wanted) + sid_texts[items[position]]
-            columns["messages"].append([*reasoner_prompt([sid_texts[item] for item in history]), assistant(answer)])
-            columns["user"].append(int(fold.user_ids_U[user_row]))
-            columns["position"].append(position)
+        history = items[max(0, position - REASONER_HISTORY) : position]
+        wanted = top_categories([catalog.categories[item] for item in items[position : position + AHEAD]])
+        answer = category_thought(wanted) + sid_texts[items[position]]
+        columns["messages"].append([*reasoner_prompt([sid_texts[item] for item in history]), assistant(answer)])
+        columns["user"].append(int(fold.user_ids_U[user_row]))
+        columns["position"].append(position)
     return columns
