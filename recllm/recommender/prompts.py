@@ -13,6 +13,7 @@ needs other users.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -53,10 +54,16 @@ def prompt_examples(split: Split, prompts_from: PromptsFrom = "last") -> Example
     return examples
 
 
-def prompt_rows(examples: Examples, table: SidTable, limit: int | None = None, seed: int = 0) -> Dataset:
+def prompt_rows(
+    examples: Examples,
+    table: SidTable,
+    limit: int | None = None,
+    seed: int = 0,
+    prompt: Callable[[Sequence[str]], list[dict[str, str]]] = recommend_prompt,
+) -> Dataset:
     """`prompt` (a chat), `target` (item) and `user` (row of the sequences), in the order of the examples.
 
-    `limit` keeps so many, chosen at random by `seed`.
+    `limit` keeps so many, chosen at random by `seed`; `prompt` writes the chat from the sid texts of a history.
 
     Raises:
         ValueError: the table lacks an item of the data set, or `limit` is below 1.
@@ -74,7 +81,7 @@ def prompt_rows(examples: Examples, table: SidTable, limit: int | None = None, s
         chosen = np.random.default_rng(seed).choice(len(examples), size=limit, replace=False)
         examples = examples.subset(np.sort(chosen))
     texts = [table.text(item) for item in range(len(table))]
-    prompts = [recommend_prompt([texts[item] for item in examples.history(e)]) for e in range(len(examples))]
+    prompts = [prompt([texts[item] for item in examples.history(e)]) for e in range(len(examples))]
     return Dataset.from_dict(
         {"prompt": prompts, "target": examples.targets_E.tolist(), "user": examples.user_E.tolist()}
     )

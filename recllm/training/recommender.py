@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,8 @@ def trainer_class(groups: Groups) -> type:
     return InclusionWeightedTrainer
 
 
-def check_settings(args: GRPOConfig, groups: Groups, sids: int) -> None:
-    """Refuse what would train on something else than it says.
+def check_settings(args: GRPOConfig, groups: Groups, sids: int, drawn: Sequence[str] = ()) -> None:
+    """Refuse what would train on something else than it says; `drawn` are settings of generation that it does honour.
 
     Raises:
         ValueError: a group that straddles processes or exceeds the catalogue, settings of generation that the draw does
@@ -143,7 +143,7 @@ def check_settings(args: GRPOConfig, groups: Groups, sids: int) -> None:
     if groups.draw == "without_replacement" and size > sids:
         raise ValueError(f"num_generations={size} different answers are asked for, and the catalogue has {sids} sids")
     for name, off in _IGNORED.items():
-        if getattr(args, name, off[0]) not in off:
+        if name not in drawn and getattr(args, name, off[0]) not in off:
             raise ValueError(f"{name}: {getattr(args, name)} has no effect on a draw over the trie; leave it out")
     if groups.inclusion_weights and groups.draw != "without_replacement":
         raise ValueError("inclusion_weights belong to draw: without_replacement; independent answers weigh the same")
@@ -189,24 +189,37 @@ def train_recommender(
     graded: Examples,
     watches: Sequence[ValidationNDCG] = (),
 ) -> dict[str, Any]:
+    """Train and deliver merged weights; see `train_and_grade`. Curves are the reward's and the groups' numbers."""
+
+    def grade(model: Any) -> np.ndarray:
+        return validation_values(model, trainer.processing_class, table, graded)
+
+    return train_and_grade(trainer, record, source, grade, ("reward", *GROUP_METRICS), watches)
+
+
+def train_and_grade(
+    trainer: GRPOTrainer,
+    record: RunRecord,
+    source: str,
+    grade: Callable[[Any], np.ndarray],
+    curves: Sequence[str],
+    watches: Sequence[ValidationNDCG] = (),
+) -> dict[str, Any]:
     """Train and deliver merged weights; returns the metrics, on the main process only.
 
-    `validation/before_`, `after_` and `gain_ndcg@10` are means over the `graded` users with their intervals, the gain's
-    being paired; `reward`, `allowed_mass` and the groups' numbers are given for the first and the last tenth of the
-    steps, which have the same prompts.
+    `grade` gives a model's NDCG@10 on each graded user. `validation/before_`, `after_` and `gain_ndcg@10` are means
+    over them with their intervals, the gain's being paired; `curves` are given for the first and the last tenth of
+    the steps, which have the same prompts.
     """
-    tokenizer, before_E = trainer.processing_class, None
-    if trainer.is_world_process_zero():
-        before_E = validation_values(trainer.accelerator.unwrap_model(trainer.model), tokenizer, table, graded)
+    before_E = grade(trainer.accelerator.unwrap_model(trainer.model)) if trainer.is_world_process_zero() else None
     outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
     model = whole(trainer)
     if model is None:
         return {}
-    deliver(model, tokenizer, record.folder, source)
-    metrics = gain_metrics(before_E, validation_values(model, tokenizer, table, graded))
-    history = trainer.state.log_history
-    for key in ("reward", *GROUP_METRICS):
-        metrics |= curve_ends(history, key)
+    deliver(model, trainer.processing_class, record.folder, source)
+    metrics = gain_metrics(before_E, grade(model))
+    for key in curves:
+        metrics |= curve_ends(trainer.state.log_history, key)
     for watch in watches:
         metrics |= watch.metrics()
     remove_checkpoints(record.folder)
