@@ -22,6 +22,9 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Folder for the two chat data sets."})
     labels: str = field(default="oracle", metadata={"help": "oracle, or published for the paper's rule."})
     decisive_share: float = field(default=0.5, metadata={"help": "Least share of decisive rows, 0 to 1."})
+    up_routing: float = field(
+        default=0.0, metadata={"help": "Share of retrieve labels given to rank or reason; the paper has 0.2."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the choice and order of rows."})
 
 
@@ -36,7 +39,7 @@ def main(args: Arguments) -> None:
         return
 
     bench = Bench.load(args.dataset, args.sid_table, args.tool_cache, role="routing")
-    labels = label_rows(bench, args.labels, args.decisive_share, args.seed)
+    labels = label_rows(bench, args.labels, args.decisive_share, args.seed, args.up_routing)
 
     trace_rows(bench, labels).save_to_disk(f"{args.output_dir}/traces")
     prompt_rows(bench, labels).save_to_disk(f"{args.output_dir}/prompts")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recllm.planner.bench import Bench
-from recllm.planner.labels import choose_rows, decisive, oracle_tools, published_tools, trace
+from recllm.planner.labels import choose_rows, decisive, oracle_tools, published_tools, trace, up_routed
 from recllm.planner.texts import TOOLS
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class Labels:
     tool_E: np.ndarray
 
 
-def label_rows(bench: Bench, rule: str, decisive_share: float, seed: int) -> Labels:
-    """Choose and label rows.
+def label_rows(bench: Bench, rule: str, decisive_share: float, seed: int, up_routing: float = 0.0) -> Labels:
+    """Choose and label rows; `up_routing` is the share of retrieve labels that `up_routed` moves.
 
     Raises:
         ValueError: the rule is unknown, or no row is decisive (the tools always agree, so there is nothing to plan).
@@ -35,8 +35,9 @@ def label_rows(bench: Bench, rule: str, decisive_share: float, seed: int) -> Lab
         raise ValueError(f"labels {rule!r} is unknown; choose one of {', '.join(RULES)}")
     if not decisive(bench.cache).any():
         raise ValueError("no example is decisive: the tools give the same NDCG@10 everywhere, mend the tools first")
-    row_E = choose_rows(bench.cache, np.random.default_rng(seed), decisive_share)
-    return Labels(row_E, RULES[rule](bench.cache)[row_E])
+    rng = np.random.default_rng(seed)
+    row_E = choose_rows(bench.cache, rng, decisive_share)
+    return Labels(row_E, up_routed(RULES[rule](bench.cache)[row_E], up_routing, rng))
 
 
 def trace_rows(bench: Bench, labels: Labels) -> Dataset:

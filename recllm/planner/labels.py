@@ -40,6 +40,18 @@ def published_tools(cache: ToolCache, first: int = 10) -> np.ndarray:
     return np.where(rank_E < first, 0, np.where(rank_E < DEPTH, 1, 2))
 
 
+def up_routed(tool_E: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Labels in which a `share` (0..1) of the retrieve ones, drawn at random, is given to the dearer tools, half each.
+
+    The paper's guard (share .2) against a planner that never tries them, for where labels are nearly all retrieve.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"up_routing must lie between 0 and 1, got {share}")
+    moved_E = (tool_E == TOOLS.index("retrieve")) & (rng.random(len(tool_E)) < share)
+    dearer_E = np.where(rng.random(len(tool_E)) < 0.5, TOOLS.index("rank"), TOOLS.index("reason"))
+    return np.where(moved_E, dearer_E, tool_E)
+
+
 def decisive(cache: ToolCache) -> np.ndarray:
     """Whether the tools differ in NDCG@10, `bool_E`: elsewhere a planner can only save cost."""
     return np.ptp(cache.ndcg_PE, axis=0) > 0

@@ -7,7 +7,7 @@ import pytest
 
 from recllm.planner.dataset import label_metrics, label_rows, prompt_rows, trace_rows
 from recllm.planner.env import PlannerEnv, answer_ndcg, tools_cost
-from recllm.planner.labels import choose_rows, decisive, dense_value, oracle_tools, published_tools, trace
+from recllm.planner.labels import choose_rows, decisive, dense_value, oracle_tools, published_tools, trace, up_routed
 from recllm.planner.parser import parse_turn
 from recllm.planner.texts import DONE, TOOLS
 
@@ -74,6 +74,18 @@ def test_the_published_rule_by_hand(worlds):
     cache = worlds.planted([ranks, [50] * 5, [0] * 5])
     assert published_tools(cache).tolist() == [0, 0, 1, 1, 2]
     assert published_tools(cache, first=1).tolist() == [0, 1, 1, 1, 2]
+
+
+def test_up_routing_moves_a_share_of_the_easy_ones_and_nothing_else():
+    labels = np.array([0, 1, 2, 0] * 5000)
+    assert (up_routed(labels, 0.0, np.random.default_rng(0)) == labels).all()
+    moved = up_routed(labels, 0.2, np.random.default_rng(0))
+    assert (moved[labels > 0] == labels[labels > 0]).all()
+    shares = np.bincount(moved[labels == 0], minlength=3) / 10_000
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
+    assert (up_routed(labels, 1.0, np.random.default_rng(0)) > 0).all()
+    with pytest.raises(ValueError, match="up_routing"):
+        up_routed(labels, 1.2, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
