@@ -129,30 +129,60 @@ def run(
 @app.command()
 @_clear_errors
 def recommend(
-    model: Annotated[Path, typer.Option("--model", help="A delivered folder of a recommender.")],
+    model: Annotated[Path | None, typer.Option("--model", help="A delivered folder of a recommender.")] = None,
+    planner: Annotated[Path | None, typer.Option("--planner", help="A delivered folder of a planner.")] = None,
     history: Annotated[
-        str, typer.Option("--history", help='Titles or #123 item ids, oldest first: "Toy Story; Babe; #123".')
-    ],
+        str | None, typer.Option("--history", help='Titles or #123 item ids, oldest first: "Toy Story; Babe; #123".')
+    ] = None,
+    user: Annotated[int | None, typer.Option("--user", help="With --planner: a user of the data set.")] = None,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Its data set; by default the one its run.json leads to.")
     ] = None,
+    tool_cache: Annotated[
+        Path | None, typer.Option("--tool_cache", help="With --planner: its tool cache, likewise.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    beams: Annotated[int, typer.Option("--beams", help="Width of the beam search.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    beams: Annotated[
+        int | None, typer.Option("--beams", help="With --model: width of the beam search; by default 50.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="With --planner: print every call; times include the first call's warm-up.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (trace included) instead of a table.")] = False,
 ) -> None:
-    """Print what a recommender answers to a history of titles."""
+    """Print what a recommender or a planner answers to a history of titles, a planner also to a user's own history."""
     import json
 
     from transformers.utils import logging
 
+    from recllm.evaluation.planner_trace import print_planned
     from recllm.evaluation.serve import print_answer, recommend_titles
+    from recllm.evaluation.serve_planner import recommend_by_planner
 
+    others = {"--beams": beams} if planner else {"--user": user, "--tool_cache": tool_cache, "--trace": trace or None}
+    _check_recommend(model, planner, history, others)
     logging.disable_progress_bar()
-    answer = recommend_titles(model, history, dataset, k, beams)
+    if planner:
+        answer = recommend_by_planner(planner, user, history, dataset, tool_cache, k)
+    else:
+        answer = recommend_titles(model, history, dataset, k, beams or 50)
     if as_json:
         typer.echo(json.dumps(answer.plain(), ensure_ascii=False))
+    elif planner:
+        print_planned(answer, trace)
     else:
         print_answer(answer)
+
+
+def _check_recommend(model: Path | None, planner: Path | None, history: str | None, others: Mapping[str, Any]) -> None:
+    """Raise ValueError where the options of `recommend` do not go together; `others` belong to the other kind."""
+    if (model is None) == (planner is None):
+        raise ValueError("give either --model DIR (a recommender) or --planner DIR, and not both")
+    if model and history is None:
+        raise ValueError("--model needs --history TITLES")
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} does not go with {'--model' if model else '--planner'}")
 
 
 @app.command()

@@ -29,7 +29,7 @@ SEPARATOR = ";"
 _ITEM = re.compile(r"#([0-9]{1,9})")
 _NEAREST = 3
 # Data sets stand few stages before a model; a longer chain is a circle.
-_STAGES = 12
+STAGES = 12
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def find_dataset(folder: str | Path) -> Path:
         ValueError: the chain ends before a data set.
     """
     waiting, visited = [Path(folder)], set()
-    for _ in range(_STAGES):
-        upstream = [path for run in waiting for path in _inputs(run) if path.resolve() not in visited]
+    for _ in range(STAGES):
+        upstream = [path for run in waiting for path in inputs_of(run) if path.resolve() not in visited]
         for path in upstream:
             if (path / CATALOG_FILE).is_file():
                 return path
@@ -199,7 +199,7 @@ def find_dataset(folder: str | Path) -> Path:
     raise ValueError(f"{folder} does not lead to the data set it was trained on: name its folder with --dataset")
 
 
-def _inputs(folder: Path) -> list[Path]:
+def inputs_of(folder: Path) -> list[Path]:
     """Folders that a run read, as far as they are still what they were."""
     # An input may be a subfolder of a run's output.
     known = load_run(folder) or load_run(folder.parent) or {}

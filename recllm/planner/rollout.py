@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ from recllm.tools.cost import LMCost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Called with the environments that still play, what each wrote, and how many tokens each read in all and wrote.
+Listener = Callable[[list[PlannerEnv], list[str], list[int], list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,19 @@ def play(
     for chunk in track(
         np.split(rows, np.arange(batch_size, len(rows), batch_size)), description=f"{label} x {len(rows)}"
     ):
-        rollouts += _play_batch(model, tokenizer, bench, chunk, max_turn_tokens)
+        rollouts += play_batch(model, tokenizer, bench, chunk, max_turn_tokens)
     return rollouts
 
 
-def _play_batch(model, tokenizer, bench: Bench, rows: np.ndarray, max_turn_tokens: int) -> list[Rollout]:
+def play_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    bench: Bench,
+    rows: np.ndarray,
+    max_turn_tokens: int = 64,
+    listen: Listener | None = None,
+) -> list[Rollout]:
+    """`play` in one batch, without a progress bar; `listen` hears every turn before its calls are played."""
     cost = LMCost.of(model)
     envs, chats = [PlannerEnv(bench) for _ in rows], [list(bench.prompt(int(row))) for row in rows]
     own, bad, context = ([0] * len(rows) for _ in range(3))
@@ -58,6 +71,8 @@ def _play_batch(model, tokenizer, bench: Bench, rows: np.ndarray, max_turn_token
     # One turn more than there are calls, so that every episode may end by itself.
     for _ in range(MAX_CALLS + 1):
         texts, prompt_lengths, written = _turn(model, tokenizer, [chats[i] for i in live], max_turn_tokens)
+        if listen is not None:
+            listen([envs[i] for i in live], texts, prompt_lengths, written)
         still = []
         for i, text, prompt_length, tokens in zip(live, texts, prompt_lengths, written, strict=True):
             # The cache keeps what was read before; a turn pays for what is new.
