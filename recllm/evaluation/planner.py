@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recllm.evaluation.routing import MarginRouter, headroom, routing_metrics
+from recllm.evaluation.routing import MarginRouter, by_planner, headroom, routing_metrics
+from recllm.evaluation.routing_groups import routing_groups
 from recllm.planner.bench import Bench
 from recllm.planner.rollout import play
 from recllm.sid.table import SidTable
@@ -70,5 +71,5 @@ def evaluate_planner(
     began = time.monotonic()
     rollouts = play(model, tokenizer, bench, np.arange(len(bench)), label=f"planner: {role}")
     latency = (time.monotonic() - began) / len(bench)
-    metrics = routing_metrics(bench.cache, margin, rollouts)
+    metrics = routing_metrics(bench.cache, margin, rollouts) | routing_groups(bench, by_planner(rollouts))
     return metrics | {"planner/wall_ms": round(1000 * latency, 3)}

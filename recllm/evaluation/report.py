@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from recllm.evaluation.routing_groups import group_table
 from recllm.planner.texts import TOOLS
 
 ROUTERS = ("planner", "always_retrieve", "always_rank", "always_reason", "random_mix", "margin", "oracle")
@@ -52,6 +53,8 @@ def print_routers(metrics: Mapping[str, Any]) -> None:
             f"by {metrics['planner/above_line']:+.4f} NDCG@10; over random mixing "
             f"{_interval(metrics, 'planner/over_random_mix')}"
         )
+    if any(name.startswith("by/") for name in metrics):
+        console.print(group_table(metrics))
     if "reward/first" in metrics:
         console.print(f"reward {metrics['reward/first']:.4f} -> {metrics['reward/last']:.4f} (first and last tenth)")
 
