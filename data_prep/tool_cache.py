@@ -8,6 +8,7 @@ Makes: cache.parquet, metrics.json with each tool's NDCG@10 on routing and valid
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from recllm.training.arguments import parse
 
@@ -16,9 +17,15 @@ from recllm.training.arguments import parse
 class Arguments:
     dataset: str = field(metadata={"help": "Folder of the data set (split: roles)."})
     sasrec: str = field(metadata={"help": "Folder of the retriever."})
-    din: str = field(metadata={"help": "Folder of the ranker."})
     reasoner: str = field(metadata={"help": "Folder of the reasoner."})
     output_dir: str = field(metadata={"help": "Folder for the cache."})
+    din: str | None = field(default=None, metadata={"help": "Folder of the ranker."})
+    letter_ranker: str | None = field(
+        default=None, metadata={"help": "In its place, a language model that re-orders the first ten."}
+    )
+    letter_score: Literal["letters", "rotations", "sid"] = field(
+        default="sid", metadata={"help": "How it does: by letters, all rotations of them, or the items' own sids."}
+    )
     think_tokens: int = field(default=24, metadata={"help": "Budget of the reasoner's thought, in tokens."})
 
 
@@ -26,12 +33,13 @@ def main(args: Arguments) -> None:
     from recllm.provenance import RunRecord
     from recllm.tools.build import build_cache, load_tools
 
-    inputs = {"dataset": args.dataset, "sasrec": args.sasrec, "din": args.din, "reasoner": args.reasoner}
+    folders = {name: getattr(args, name) for name in ("dataset", "sasrec", "din", "letter_ranker", "reasoner")}
+    inputs = {name: folder for name, folder in folders.items() if folder}
     record = RunRecord.start(args.output_dir, "tool_cache", args, inputs=inputs)
     if record.complete:
         return
 
-    tools = load_tools(args.dataset, args.sasrec, args.din, args.reasoner, args.think_tokens)
+    tools = load_tools(**folders, think_tokens=args.think_tokens, letter_score=args.letter_score)
 
     metrics = build_cache(args.dataset, tools, args.output_dir)
 

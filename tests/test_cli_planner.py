@@ -48,18 +48,20 @@ def ask(call, project):
 
 @pytest.fixture
 def play(project, monkeypatch):
-    """play(turns, k=10) -> the answer to user 106 of a planner that writes these turns and then Done."""
+    """play(turns) -> the answer to user 106 of a planner that writes these turns and then Done; it keeps `prompts`."""
     bench = Bench.load(*(project.base / name for name in ("dataset", "sid_table", "tool_cache")), "test")
     history = events_of(project.split.sequences, 106, "dataset")
 
-    def played(turns, k=10):
-        def say(_, turn):
+    def played(turns):
+        def say(prompt, turn):
+            played.prompts.append(prompt)
             return (turns[turn] if turn < len(turns) else "Done.") + "<|im_end|>"
 
         monkeypatch.setattr(project.model, "generate", worlds.speak(project.tokenizer, say))
         asked = request(*history)
-        return play_request(project.model, project.tokenizer, project.tools, bench, project.catalog, asked, k), asked
+        return play_request(project.model, project.tokenizer, project.tools, bench, project.catalog, asked), asked
 
+    played.prompts = []
     return played
 
 
@@ -128,7 +130,8 @@ def test_the_planners_tokens_are_counted(play, project):
     own, tokenizer = answer.planner, project.tokenizer
     wrote = [len(tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]) for text in (first, "Done.")]
     assert (own.turns, own.tokens_written, own.faults) == (2, sum(wrote), 0)
-    assert own.cost > 0 and own.tokens_read > play([])[0].planner.tokens_read > 10
+    seen = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in play.prompts]
+    assert own.tokens_read == seen[1] - wrote[0] > seen[0] and own.cost > 0
     again = answer.calls[1]
     assert (again.cost, again.milliseconds) == (0, 0.0), "the prompt's retrieval is paid once"
     assert len(answer.rows) == 5

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from recllm.planner.rollout import Rollout
     from recllm.tools.build import Tools
 
-TOOL_INPUTS = ("sasrec", "din", "reasoner")
+TOOL_INPUTS = ("sasrec", "din", "letter_ranker", "reasoner")
+# A cache was made with one of them.
+RANKERS = ("din", "letter_ranker")
 _SHOWN = 3
 # A tool's answer is bounded as the planner reads it (planner/texts.py); so is what is shown of a call.
 _CHARACTERS = 400
@@ -86,8 +88,9 @@ def find_inputs(planner: str | Path, given: Mapping[str, Path]) -> dict[str, Pat
     found = dict(given)
     for folder, names in ((Path(planner), ("dataset", "tool_cache")), (None, TOOL_INPUTS)):
         folder = folder or found["tool_cache"]
-        missing = [name for name in names if name not in found]
         marks = (load_run(folder) or {}).get("inputs", {})
+        asked = [name for name in names if name in marks or name not in RANKERS]
+        missing = [name for name in asked if name not in found]
         for path in _upstream(folder) if missing else ():
             mark = fingerprint(path)
             found |= {name: path for name in missing if name not in found and marks.get(name) == mark}
@@ -135,10 +138,10 @@ def _load_tools(folders: Mapping[str, Path], table: Path) -> Tools:
 
     check_table(folders["reasoner"], SidTable.load(table))
     config = (load_run(folders["tool_cache"]) or {}).get("config", {})
-    thought = {name: config[name] for name in ("think_tokens",) if name in config}
+    asked = {name: config[name] for name in ("think_tokens", "letter_score") if name in config}
     # The Hub's client prints where it loads weights from; stdout is for the answer.
     with redirect_stdout(sys.stderr):
-        return load_tools(folders["dataset"], *(folders[name] for name in TOOL_INPUTS), **thought)
+        return load_tools(folders["dataset"], **{name: folders.get(name) for name in TOOL_INPUTS}, **asked)
 
 
 def play_request(

@@ -17,7 +17,6 @@ from recllm.planner.texts import TOOLS
 from recllm.tools.answer import ToolAnswer
 from recllm.tools.build import Tools
 from recllm.tools.cache import DEPTH, ToolCache
-from recllm.tools.rank import Rank
 from recllm.tools.retrieve import Retrieve
 
 
@@ -105,7 +104,7 @@ class LiveBench:
         items_EK = self._bench.cache.items_PEK[TOOLS.index("retrieve"), rows_E]
         cost_E = self._bench.cache.cost_PE[TOOLS.index("retrieve"), rows_E]
         found = ToolAnswer(items_EK, self._scores_EK[rows_E], cost_E)
-        return Rank(_Retrieved(self._tools.retrieve, found), self._tools.rank.model, self._tools.rank.features)
+        return self._tools.rank.over(_Retrieved(self._tools.retrieve, found))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from recllm.data.splits import load_split
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 from recllm.tools.answer import ToolAnswer
 from recllm.tools.cache import DEPTH, FILE, ROLES, cache_frame, examples_of
+from recllm.tools.letter import LetterRank, Score
 from recllm.tools.rank import Rank
 from recllm.tools.reason import Reason
 from recllm.tools.retrieve import Retrieve
@@ -23,25 +24,37 @@ class Tools:
     """The planner's three tools, loaded."""
 
     retrieve: Retrieve
-    rank: Rank
+    rank: Rank | LetterRank
     reason: Reason
 
 
 def load_tools(
-    dataset: str | Path, sasrec: str | Path, din: str | Path, reasoner: str | Path, think_tokens: int = 24
+    dataset: str | Path,
+    sasrec: str | Path,
+    din: str | Path | None,
+    reasoner: str | Path,
+    think_tokens: int = 24,
+    letter_ranker: str | Path | None = None,
+    letter_score: Score = "sid",
 ) -> Tools:
-    """Load the tools.
+    """Load the tools; the ranker is DIN or, with `letter_ranker`, a language model (see `letter.py`).
 
     Raises:
-        ValueError: the data set's split is not `roles`, or a tool's catalogue has another size.
+        ValueError: the data set's split is not `roles`, a tool's catalogue has another size, or not one ranker.
     """
+    if (din is None) == (letter_ranker is None):
+        raise ValueError("rank is done by din or by letter_ranker: give the folder of one of them")
     split, catalog = load_split(dataset), Catalog.load(dataset)
     if split.kind != "roles":
         raise ValueError(f"{dataset} is split {split.kind}; the planner's tools need split: roles")
-    retrieve = Retrieve.load(sasrec)
-    rank = Rank.load(din, retrieve, CandidateFeatures.from_fitting_fold(split, catalog))
-    reason = Reason.load(reasoner, think_tokens)
-    sizes = {"sasrec": retrieve.model.num_items, "din": rank.model.num_items, "reasoner": len(reason.texts)}
+    retrieve, reason = Retrieve.load(sasrec), Reason.load(reasoner, think_tokens)
+    sizes = {"sasrec": retrieve.model.num_items, "reasoner": len(reason.texts)}
+    if letter_ranker is None:
+        rank = Rank.load(din, retrieve, CandidateFeatures.from_fitting_fold(split, catalog))
+        sizes["din"] = rank.model.num_items
+    else:
+        rank = LetterRank.load(letter_ranker, retrieve, letter_score)
+        sizes["letter_ranker"] = len(rank.texts)
     for name, size in sizes.items():
         if size != len(catalog):
             raise ValueError(f"{name} knows {size} items, the catalogue of {dataset} has {len(catalog)}; fit it again")

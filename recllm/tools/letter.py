@@ -11,6 +11,7 @@ mask that lets each see the history and itself.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -130,6 +131,12 @@ class LetterRank:
         check_table(folder, table)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         return cls(retrieve, model, AutoTokenizer.from_pretrained(folder), table, score)
+
+    def over(self, retrieve: Retrieve) -> LetterRank:
+        """The same ranker over the lists of another retriever."""
+        other = copy.copy(self)
+        other.retrieve = retrieve
+        return other
 
     def cost(self, history_length: int, m: int) -> int:
         """FLOPs of retrieving m candidates and ranking the first ten."""

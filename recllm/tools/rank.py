@@ -25,6 +25,10 @@ class Rank:
     def load(cls, folder: str | Path, retrieve: Retrieve, features: CandidateFeatures) -> Rank:
         return cls(retrieve, DIN.from_pretrained(str(folder)), features)
 
+    def over(self, retrieve: Retrieve) -> Rank:
+        """The same ranker over the lists of another retriever."""
+        return Rank(retrieve, self.model, self.features)
+
     def cost(self, history_length: int, m: int) -> int:
         """FLOPs of retrieving and ranking m candidates."""
         return self.retrieve.cost(history_length) + self.model.flops(history_length, m)

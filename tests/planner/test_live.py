@@ -11,6 +11,7 @@ import pytest
 from recllm.planner.bench import Bench
 from recllm.planner.env import MAX_CALLS, PlannerEnv, answer_items, tools_cost
 from recllm.planner.live import LiveBench
+from recllm.planner.rollout import play, play_batch
 from recllm.planner.texts import TOOLS
 
 _FILE = Path(__file__).with_name("live_worlds.py")
@@ -121,3 +122,24 @@ def test_margins_are_placed_among_the_lent_deciles(world):
     assert live.result("rank", 0, live.items("rank", 0), None).startswith("Margin 0.")
     edges_P9[:] = -1e9
     assert live.result("rank", 0, live.items("rank", 0), None).startswith("Margin 9.")
+
+
+def test_a_batch_of_episodes_plays_as_on_the_cache_a_turn_a_call(world, worlds, watched, monkeypatch):
+    make, asked = watched
+
+    def say(prompt, turn):
+        tool = "rank" if "Length 3" in prompt else "reason"
+        return (worlds.call(tool) if turn == 0 else "Done.") + worlds.END
+
+    monkeypatch.setattr(world.model, "generate", live_worlds.speak(world.tokenizer, say))
+    rows = np.arange(8)
+    live = make(rows)
+    played = play_batch(world.model, world.tokenizer, live, rows, listen=live.listen)
+    cached = play(world.model, world.tokenizer, world.bench, rows)
+    tools = [rollout.env.episode.tool for rollout in played]
+    assert set(tools) == {"rank", "reason"}
+    assert asked == [("retrieve", 8), ("rank", tools.count("rank")), ("reason", tools.count("reason"))]
+    for one, other in zip(played, cached, strict=True):
+        assert (one.messages, one.own_cost, one.faults) == (other.messages, other.own_cost, other.faults)
+        assert tools_cost(one.env) == tools_cost(other.env)
+        assert answer_items(one.env).tolist() == answer_items(other.env).tolist()

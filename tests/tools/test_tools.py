@@ -254,3 +254,11 @@ def test_the_cache_holds_what_the_tools_answer(world, folders, tmp_path, monkeyp
                 ndcg_E = ndcg_at_k(rank_in_list(answer.items_EK, examples.targets_E), 10)
                 assert metrics[f"{name}/{role}_ndcg@10"] == pytest.approx(ndcg_E.mean())
                 assert metrics[f"{name}/{role}_cost"] == pytest.approx(answer.cost_E.mean())
+
+
+@pytest.mark.parametrize("rankers", [{"din": None}, {"din": "a", "letter_ranker": "b"}])
+def test_one_ranker_and_one_only(rankers):
+    from recllm.tools.build import load_tools
+
+    with pytest.raises(ValueError, match="din or by letter_ranker"):
+        load_tools("dataset", "sasrec", reasoner="reasoner", **rankers)
