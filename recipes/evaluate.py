@@ -6,7 +6,8 @@ Run: python recipes/evaluate.py --model outputs/quickstart/grpo_planner --datase
     --sid_table outputs/quickstart/sid_table --tool_cache outputs/quickstart/tool_cache
     --output_dir outputs/quickstart/evaluation
 Quick: about 20 seconds on 2 cores for the quickstart's 943 users.
-Makes: metrics.json, frontier.png and the table on the terminal.
+Makes: metrics.json, frontier.png and the tables on the terminal: every router, who was sent where, and, where asked
+    for, milliseconds at batch 1 and 16.
 Expect: the numbers that the planner's own metrics.json holds, digit for digit.
 """
 
@@ -24,10 +25,13 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Folder for the report."})
     role: str = field(default="test", metadata={"help": "test, validation or routing."})
     cost_weight: float = field(default=0.15, metadata={"help": "Price of the slow tool for the margin router."})
+    latency_requests: int = field(
+        default=0, metadata={"help": "Time so many live requests (and a fifth as many batches of 16) as well; 0: none."}
+    )
 
 
 def main(args: Arguments) -> None:
-    from recllm.evaluation.planner import evaluate_planner, load_planner
+    from recllm.evaluation.planner import evaluate_planner, load_planner, planner_latency
     from recllm.evaluation.report import plot_frontier, print_routers
     from recllm.provenance import RunRecord
 
@@ -40,6 +44,8 @@ def main(args: Arguments) -> None:
     model, tokenizer = load_planner(args.model, args.sid_table)
 
     metrics = evaluate_planner(model, tokenizer, inputs, args.cost_weight, args.role)
+    if args.latency_requests:
+        metrics |= planner_latency(model, tokenizer, inputs, args.latency_requests)
 
     plot_frontier(metrics, record.folder / "frontier.png")
     print_routers(metrics)

@@ -137,10 +137,3 @@ def latency_table(metrics: Mapping[str, Any]) -> Table:
 
 def _batch_size(metrics: Mapping[str, Any]) -> int:
     return next(int(name.removeprefix("batches@")) for name in metrics if name.startswith("batches@"))
-
-
-def print_latency(metrics: Mapping[str, Any]) -> None:
-    """The table of `measure_latency`'s metrics."""
-    from rich.console import Console
-
-    Console(width=None if Console().is_terminal else 150).print(latency_table(metrics))

@@ -73,3 +73,21 @@ def evaluate_planner(
     latency = (time.monotonic() - began) / len(bench)
     metrics = routing_metrics(bench.cache, margin, rollouts) | routing_groups(bench, by_planner(rollouts))
     return metrics | {"planner/wall_ms": round(1000 * latency, 3)}
+
+
+def planner_latency(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Path | str], requests: int
+) -> dict[str, float]:
+    """Wall time of the tools and of the planner on this machine, live, on validation users; see `latency.py`.
+
+    `requests` at batch 1, a fifth as many batches of 16. `inputs` has `model`, `dataset`, `sid_table` and `tool_cache`,
+    which leads to the tools.
+    """
+    from recllm.evaluation.latency import measure_latency
+    from recllm.evaluation.serve_planner import find_inputs, load_served_tools
+
+    given = {name: Path(inputs[name]) for name in ("dataset", "tool_cache")}
+    tools = load_served_tools(find_inputs(inputs["model"], given), Path(inputs["sid_table"]))
+    bench = load_bench(inputs, "validation")
+    found = measure_latency(tools, model, tokenizer, bench, requests, batches=max(1, requests // 5))
+    return {f"latency/{name}": value for name, value in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from recllm.evaluation.latency import latency_table
 from recllm.evaluation.routing_groups import group_table
 from recllm.planner.texts import TOOLS
 
@@ -55,6 +56,9 @@ def print_routers(metrics: Mapping[str, Any]) -> None:
         )
     if any(name.startswith("by/") for name in metrics):
         console.print(group_table(metrics))
+    timed = {name.removeprefix("latency/"): value for name, value in metrics.items() if name.startswith("latency/")}
+    if timed:
+        console.print(latency_table(timed))
     if "reward/first" in metrics:
         console.print(f"reward {metrics['reward/first']:.4f} -> {metrics['reward/last']:.4f} (first and last tenth)")
 

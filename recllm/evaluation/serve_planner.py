@@ -71,7 +71,7 @@ def recommend_by_planner(
     from recllm.sid.vocabulary import TABLE_FOLDER
 
     table = Path(planner) / TABLE_FOLDER
-    tools = _load_tools(folders, table)
+    tools = load_served_tools(folders, table)
     bench = Bench.load(folders["dataset"], table, folders["tool_cache"], "test")
     bench = bench if user is not None else replace(bench, timed=False)
     model, tokenizer = load_planner(planner, table)
@@ -131,7 +131,8 @@ def request(items_T: np.ndarray, times_T: np.ndarray) -> Examples:
     return Examples(np.array([0]), np.array([count]), sequences)
 
 
-def _load_tools(folders: Mapping[str, Path], table: Path) -> Tools:
+def load_served_tools(folders: Mapping[str, Path], table: Path) -> Tools:
+    """The tools that a cache was made with, from the folders that `find_inputs` found; `table` is the planner's own."""
     from recllm.sid.table import SidTable
     from recllm.sid.vocabulary import check_table
     from recllm.tools.build import load_tools

@@ -18,6 +18,8 @@ _REMEDIES = {
     404: "no such model or path; check the model's name and the base URL, which mostly ends in /v1",
     429: "the rate limit or quota is used up; wait, or lower the concurrency",
 }
+# What reading a reply raises where it is of another shape, or nested beyond the stack.
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class Endpoint:
@@ -98,7 +100,7 @@ class Endpoint:
             raise self._error(f"no connection, {self._tries} times: {error.__cause__ or error}") from None
         try:
             return _read(reply.http_response.content)
-        except (ValueError, TypeError, LookupError) as error:
+        except _MALFORMED as error:
             cause = f"{type(error).__name__}: {error}"
             raise self._error(f"no chat completion ({cause}) but {reply.http_response.text!r}") from None
 
@@ -117,12 +119,12 @@ def _result(future: Future[Answer]) -> Answer | None:
 
 
 def _read(body: bytes) -> Answer:
-    """The first choice. Raises ValueError, TypeError or LookupError where the body is anything else."""
+    """The first choice. Raises one of _MALFORMED where the body is anything else."""
     reply: Any = json.loads(body)
     choice = reply["choices"][0]
     # A filtered reply, or one that spent its tokens on hidden thoughts, has no content; it is an answer all the same.
-    text = choice["message"].get("content") or ""
-    finish, usage = choice.get("finish_reason") or "unknown", reply.get("usage") or {}
+    content, finish = choice["message"].get("content"), choice.get("finish_reason") or "unknown"
+    text, usage = "" if content is None else content, reply.get("usage") or {}
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     if not (isinstance(text, str) and isinstance(finish, str)):
         raise TypeError("content or finish_reason is no text")
