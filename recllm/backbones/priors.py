@@ -10,6 +10,7 @@ of VirtualMLE's search space. Everything is counted on the fitting fold alone: a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from recllm.data.interactions import Sequences
 
 NORMS = ("sqrt", "count", "none")
 FILE = "priors.safetensors"
+_PARTS = ("data", "indices", "indptr")
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class Priors:
         """Write priors.safetensors, the options in its header."""
         arrays = {"log_popularity_N": self.log_popularity_N}
         for name in ("transition_NN", "item_cf_NN"):
-            table = getattr(self, name)
-            arrays |= {f"{name}.data": table.data, f"{name}.indices": table.indices, f"{name}.indptr": table.indptr}
+            arrays |= sparse_arrays(name, getattr(self, name))
         save_file(arrays, Path(folder) / FILE, metadata={"options": json.dumps(asdict(self.options))})
 
     @classmethod
@@ -123,11 +124,18 @@ class Priors:
             options = PriorOptions(**json.loads(stored.metadata()["options"]))
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         items = len(arrays["log_popularity_N"])
-        tables = (
-            sp.csr_matrix(tuple(arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")), (items, items))
-            for name in ("transition_NN", "item_cf_NN")
-        )
+        tables = (sparse_table(name, arrays, (items, items)) for name in ("transition_NN", "item_cf_NN"))
         return cls(options, *tables, arrays["log_popularity_N"])
+
+
+def sparse_arrays(name: str, table: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """The arrays that a CSR table is saved as, `name` before each."""
+    return {f"{name}.{part}": getattr(table, part) for part in _PARTS}
+
+
+def sparse_table(name: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_matrix:
+    """The CSR table that `sparse_arrays` took apart."""
+    return sp.csr_matrix(tuple(arrays[f"{name}.{part}"] for part in _PARTS), shape)
 
 
 class WithPriors(torch.nn.Module):

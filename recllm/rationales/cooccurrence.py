@@ -26,13 +26,12 @@ import scipy.sparse as sp
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from recllm.backbones.priors import normed, pairs, strongest
+from recllm.backbones.priors import normed, pairs, sparse_arrays, sparse_table, strongest
 from recllm.data.interactions import Sequences
 
 RELATIONS = ("swing", "item_cf", "transition")
 FORMS = ("pair", "user")
 TABLES = ("swing_NN", "item_cf_NN", "transition_NN", "users_NU")
-PARTS = ("data", "indices", "indptr")
 FILE = "cooccurrence.safetensors"
 # Numbers held at once by a step, 32 MB of float64. Results do not depend on it beyond the last bit.
 BLOCK = 1 << 22
@@ -132,8 +131,9 @@ class Cooccurrence:
 
     def save(self, folder: str | Path) -> None:
         """Write cooccurrence.safetensors, the options and the number of users in its header."""
-        tables = {name: getattr(self, name) for name in TABLES}
-        arrays = {f"{name}.{part}": getattr(table, part) for name, table in tables.items() for part in PARTS}
+        arrays: dict[str, np.ndarray] = {}
+        for name in TABLES:
+            arrays |= sparse_arrays(name, getattr(self, name))
         header = {"options": json.dumps(asdict(self.options)), "users": str(self.users_NU.shape[1])}
         save_file(arrays, Path(folder) / FILE, metadata=header)
 
@@ -152,9 +152,8 @@ class Cooccurrence:
             users = int(stored.metadata()["users"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         items = len(arrays["users_NU.indptr"]) - 1
-        parts = {name: tuple(arrays[f"{name}.{part}"] for part in PARTS) for name in TABLES}
         width = {name: users if name == "users_NU" else items for name in TABLES}
-        return cls(options, *(sp.csr_matrix(parts[name], shape=(items, width[name])) for name in TABLES))
+        return cls(options, *(sparse_table(name, arrays, (items, width[name])) for name in TABLES))
 
 
 def item_sets(fold: Sequences, items: int) -> sp.csr_matrix:
