@@ -29,6 +29,7 @@ class Arguments:
     )
     split: Literal["roles", "leave_one_out"] = field(default="roles", metadata={"help": "Split recorded in the set."})
     routing_items: int = field(default=1, metadata={"help": "Routing targets per user before validation (roles)."})
+    role_share: float = field(default=1.0, metadata={"help": "Share of the users with targets (roles); 0 to 1."})
     split_seed: int = field(default=0, metadata={"help": "Decides which user falls in which half (roles)."})
     k_core: int = field(default=5, metadata={"help": "Least events per user and item; 0 keeps all."})
     dedup: Literal["first", "last", "none"] = field(

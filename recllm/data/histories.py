@@ -134,8 +134,9 @@ def _record_batch(events: tuple[np.ndarray, np.ndarray], split: dict, schema):
 
     users_M, items_M = events
     block = Sequences.from_arrays(users_M, items_M, np.zeros(len(users_M), dtype=np.int64))
-    # How much of a sequence is fitted depends on its length only, so it can be told block by block.
-    fit_length_U = make_split(block, split["split"], split["routing_items"], split["split_seed"]).fit_length_U
+    # How much of a sequence is fitted depends on its length and its user's id, so it can be told block by block.
+    asked = (split["split"], split["routing_items"], split["split_seed"], split.get("role_share", 1.0))
+    fit_length_U = make_split(block, *asked).fit_length_U
     kept = np.flatnonzero(fit_length_U >= 2)
     lead = block.leading(np.where(fit_length_U >= 2, fit_length_U, 0))
     offsets = np.append(lead.offsets_U1[kept], lead.offsets_U1[-1]).astype(np.int32)

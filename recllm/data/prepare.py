@@ -203,8 +203,13 @@ def write_dataset(
     """
     folder = Path(output_dir)
     columns = (prepared.interactions[name].to_numpy() for name in interactions.SCHEMA)
+    role_share = getattr(policies, "role_share", 1.0)
     split = make_split(
-        interactions.Sequences.from_arrays(*columns), policies.split, policies.routing_items, policies.split_seed
+        interactions.Sequences.from_arrays(*columns),
+        policies.split,
+        policies.routing_items,
+        policies.split_seed,
+        role_share,
     )
     counts = {**prepared.counts, "fitting_events": int(split.fit_length_U.sum()), "test_users": len(split.test)}
     if not counts["test_users"]:
@@ -221,6 +226,7 @@ def write_dataset(
         "schema": SCHEMA,
         **description,
         **{name: getattr(policies, name) for name in POLICIES},
+        **({"role_share": role_share} if role_share < 1 else {}),
         "ties": TIE_RULE,
         "time": raw.time,
         "counts": counts,

@@ -211,20 +211,31 @@ def _from_end(sequences: Sequences, users: np.ndarray, back: int) -> Examples:
 
 def user_halves(user_ids_U: np.ndarray, seed: int = 0) -> np.ndarray:
     """0 (half A) or 1 (half B) per user id, int8: a bit of blake2b over seed and id, the same on every machine."""
-    digests = (hashlib.blake2b(f"{seed}:{user}".encode(), digest_size=8).digest() for user in user_ids_U.tolist())
-    return np.fromiter((digest[0] & 1 for digest in digests), dtype=np.int8, count=len(user_ids_U))
+    return (_hashes(user_ids_U, seed)[:, 0] & 1).astype(np.int8)
 
 
-def make_split(sequences: Sequences, kind: SplitKind, routing_items: int = 1, seed: int = 0) -> Split:
+def _hashes(user_ids_U: np.ndarray, seed: int) -> np.ndarray:
+    """Eight bytes of blake2b over seed and user id, uint8 of shape (U, 8)."""
+    digests = [hashlib.blake2b(f"{seed}:{user}".encode(), digest_size=8).digest() for user in user_ids_U.tolist()]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 8)
+
+
+def make_split(
+    sequences: Sequences, kind: SplitKind, routing_items: int = 1, seed: int = 0, role_share: float = 1.0
+) -> Split:
     """Split every user's sequence by `kind`.
 
     Under `roles` a user with fewer than 5 events, or with fewer than 2 left before its routing targets, goes whole
     to the fitting fold; under `leave_one_out` one with fewer than 3, under `last_event` than 2. `routing_items` matters
-    to `roles` only, `seed` (which user falls in which half) to it and `last_event`.
+    to `roles` only, `seed` (which user falls in which half) to it and `last_event`. Under `roles`, `role_share` (0 to 1) of
+    the users, by a hash of seed and id, have targets, for tools that are too slow to answer for all; of the others the
+    whole sequence is fitted on.
 
     Raises:
-        ValueError: an unknown kind or `routing_items` below 1.
+        ValueError: an unknown kind, `routing_items` below 1, or a `role_share` outside 0 to 1 or with another kind.
     """
+    if not 0 < role_share <= 1 or (role_share < 1 and kind != "roles"):
+        raise ValueError(f"role_share must lie above 0 and at most at 1, and below 1 for roles only; got {role_share}")
     lengths_U = sequences.lengths_U
     if kind == "leave_one_out":
         fit_length_U = np.where(lengths_U < MIN_LEAVE_ONE_OUT_LENGTH, lengths_U, lengths_U - 2)
@@ -238,7 +249,10 @@ def make_split(sequences: Sequences, kind: SplitKind, routing_items: int = 1, se
         raise ValueError(f"routing_items must be at least 1, got {routing_items}")
     held_out = routing_items + 2
     shortest = max(MIN_ROLES_LENGTH, held_out + MIN_FIT_LENGTH)
-    fit_length_U = np.where(lengths_U < shortest, lengths_U, lengths_U - held_out)
+    long_U = lengths_U >= shortest
+    if role_share < 1:
+        long_U &= _hashes(sequences.user_ids_U, seed)[:, 1:5].copy().view("<u4")[:, 0] < role_share * 2**32
+    fit_length_U = np.where(long_U, lengths_U - held_out, lengths_U)
     return RolesSplit(sequences, fit_length_U, user_halves(sequences.user_ids_U, seed), routing_items, seed)
 
 
@@ -257,4 +271,4 @@ def load_split(dataset_dir: str | Path) -> Split:
         kind, routing_items, seed = known["split"], known["routing_items"], known["split_seed"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not record a split ({error}); run the data_prep script again") from error
-    return make_split(Sequences.load(dataset_dir), kind, routing_items, seed)
+    return make_split(Sequences.load(dataset_dir), kind, routing_items, seed, known.get("role_share", 1.0))
