@@ -95,6 +95,16 @@ def fingerprint(folder: str | Path) -> str:
     return _content_fingerprint(folder)
 
 
+def several(value: Any) -> list[Any]:
+    """A list as it is, anything else as a list of one: an input may be one folder or several."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def fingerprints(folders: str | Path | list[str] | list[Path]) -> str | list[str]:
+    """`fingerprint` of one folder, or the list of them for a list of folders, in its order."""
+    return [fingerprint(each) for each in folders] if isinstance(folders, list | tuple) else fingerprint(folders)
+
+
 def _content_fingerprint(folder: Path) -> str:
     if folder.is_file():
         return sha256_file(folder)
@@ -173,7 +183,7 @@ def _device() -> str:
     return f"cpu ({os.cpu_count()} cores)"
 
 
-def _identity(config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     # Inputs are known by their content; the paths that led to them do not matter.
     kept = {k: v for k, v in config.items() if k not in _NOT_IDENTITY and k not in inputs}
     return {"config": kept, "inputs": dict(inputs)}
@@ -192,7 +202,7 @@ def _disown_checkpoints(folder: Path, request: dict[str, Any]) -> None:
         write_json(path, request)
 
 
-def _inherited(inputs: Mapping[str, str | Path]) -> dict[str, Any]:
+def _inherited(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What a run takes over from its inputs: assets, the description of the data set, and the SID table they speak.
 
     Raises:
@@ -200,17 +210,17 @@ def _inherited(inputs: Mapping[str, str | Path]) -> dict[str, Any]:
     """
     extra: dict[str, Any] = {}
     speaker = ""
-    for name, path in ((name, Path(path)) for name, path in inputs.items()):
+    for name, path in ((name, Path(path)) for name, paths in inputs.items() for path in several(paths)):
         # An input may be a subfolder of a run's output.
         known = load_run(path) or load_run(path.parent) or {}
         if table := known.get("sid_table_hash"):
             if table != extra.setdefault("sid_table_hash", table):
                 first = extra["sid_table_hash"]
                 raise ValueError(
-                    f"{inputs[speaker]} ({speaker}) speaks SID table {first[:12]} and {path} ({name}) {table[:12]}: "
+                    f"{speaker} speaks SID table {first[:12]} and {path} ({name}) {table[:12]}: "
                     "codes of one table mean nothing in another; make both with the same one"
                 )
-            speaker = speaker or name
+            speaker = speaker or f"{path} ({name})"
         if known.get("assets"):
             extra["assets"] = {**extra.get("assets", {}), **known["assets"]}
         if (path / "dataset.json").is_file():
@@ -233,16 +243,18 @@ class RunRecord:
     folder: Path
     recipe: str
     config: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, str | list[str]]
     complete: bool
     extra: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
 
     @classmethod
     def start(
-        cls, folder: str | Path, recipe: str, config: Any, inputs: Mapping[str, str | Path] | None = None
+        cls, folder: str | Path, recipe: str, config: Any, inputs: Mapping[str, Any] | None = None
     ) -> RunRecord:
         """Open a run in `folder`. `complete` is true where the same config and inputs were already finished there.
+
+        `inputs`: name -> folder, or a list of folders.
 
         A finished run with another config or other inputs is not complete: it will be rebuilt in place.
 
@@ -253,7 +265,7 @@ class RunRecord:
         folder, extra = Path(folder), _inherited(inputs or {})
         configs = config if isinstance(config, (list, tuple)) else (config,)
         plain = plain_config(*configs)
-        marks = {name: fingerprint(path) for name, path in (inputs or {}).items()}
+        marks = {name: fingerprints(path) for name, path in (inputs or {}).items()}
         known = load_run(folder)
         same = known is not None and known["recipe"] == recipe
         same = same and _identity(known["config"], known["inputs"]) == _identity(plain, marks)

@@ -148,6 +148,23 @@ def test_an_unfinished_stage_runs(project, capfd):
     assert "no valid run.json" in capfd.readouterr().out
 
 
+def test_an_input_may_be_a_list_of_stages(project, capfd):
+    write(project, d={"inputs": {"table": ["b", "c"], "dataset": ["a"]}})
+    assert built(run_pipeline(TOY)) == ["a", "b", "c", "d"]
+    marks = load_run(Path("outputs/toy/d"))["inputs"]
+    assert marks["table"] == [load_run(Path(f"outputs/toy/{name}"))["fingerprint"] for name in "bc"]
+    assert load_pipeline(TOY).upstream("d") == list(load_pipeline(TOY).stages[:3])
+    folders = load_pipeline(TOY).input_folders(load_pipeline(TOY).stage("d"), "outputs")
+    assert folders == {"table": [Path("outputs/toy/b"), Path("outputs/toy/c")], "dataset": [Path("outputs/toy/a")]}
+    assert built(run_pipeline(TOY)) == []
+    write(project, c={"args": {"seed": 9}}, d={"inputs": {"table": ["b", "c"], "dataset": ["a"]}})
+    capfd.readouterr()
+    assert built(run_pipeline(TOY)) == ["c", "d"]
+    assert "its input table has changed" in capfd.readouterr().out
+    write(project, c={"args": {"seed": 9}}, d={"inputs": {"table": ["c", "b"], "dataset": ["a"]}})
+    assert built(run_pipeline(TOY)) == ["d"]  # another order is another input
+
+
 def test_only_what_is_needed_is_built(project):
     assert built(run_pipeline(TOY, until="b")) == ["a", "b"]
     assert [result.name for result in run_pipeline(TOY, only_upstream_of="d")] == ["a", "b"]
@@ -197,6 +214,9 @@ def test_a_stage_that_leaves_no_record_is_an_error(project):
         ({"inputs": {"dataset": "b"}}, r"comes later"),
         ({"inputs": {"dataset": "zz"}}, r"no stage 'zz'; known: a"),
         ({"inputs": {"dataset": "a/../../x"}}, r"must name an earlier stage"),
+        ({"inputs": {"dataset": ["a", "d"]}}, r"stage 2 \(b\): input dataset: stage 'd' comes later"),
+        ({"inputs": {"dataset": []}}, r"input dataset is an empty list"),
+        ({"inputs": {"dataset": [["a"]]}}, r"must name an earlier stage"),
         ({"inputs": {"dataset": "a"}, "args": {"dataset": 1}}, r"dataset stands in args and in inputs"),
         ({"args": {"output_dir": "x"}}, r"output_dir is set by the pipeline"),
         ({"args": [1]}, r"must be mappings"),

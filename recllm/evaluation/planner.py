@@ -1,4 +1,4 @@
-"""Grading a planner: margin router fitted on validation, greedy episodes on test, all routers in one set of metrics."""
+"""Grading a planner: threshold routers fitted on validation, greedy episodes on test, all routers in one set of metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recllm.evaluation.routing import MarginRouter, by_planner, headroom, routing_metrics
+from recllm.evaluation.routing import by_planner, fit_thresholds, headroom, routing_metrics
 from recllm.evaluation.routing_groups import routing_groups
 from recllm.planner.bench import Bench
 from recllm.planner.rollout import play
@@ -60,18 +60,18 @@ def evaluate_planner(
     role: str = "test",
     users: int | None = None,
 ) -> dict[str, Any]:
-    """Flat metrics of the planner and its rivals on a role's targets; the margin router is fitted on validation.
+    """Flat metrics of the planner and its rivals on a role's targets; the threshold routers are fitted on validation.
 
     `users` grades on the first so many of the role's users, all routers alike; the metrics' `n` tells.
     """
-    margin = MarginRouter.fit(load_bench(inputs, "validation").cache, cost_weight)
+    thresholds = fit_thresholds(load_bench(inputs, "validation").cache, cost_weight)
     bench = load_bench(inputs, role)
     if users is not None and users < len(bench):
         bench = bench.first(users)
     began = time.monotonic()
     rollouts = play(model, tokenizer, bench, np.arange(len(bench)), label=f"planner: {role}")
     latency = (time.monotonic() - began) / len(bench)
-    metrics = routing_metrics(bench.cache, margin, rollouts) | routing_groups(bench, by_planner(rollouts))
+    metrics = routing_metrics(bench.cache, thresholds, rollouts) | routing_groups(bench, by_planner(rollouts))
     return metrics | {"planner/wall_ms": round(1000 * latency, 3)}
 
 

@@ -13,7 +13,7 @@ from recllm.evaluation.latency import latency_table
 from recllm.evaluation.routing_groups import group_table
 from recllm.planner.texts import TOOLS
 
-ROUTERS = ("planner", "always_retrieve", "always_rank", "always_reason", "random_mix", "margin", "oracle")
+ROUTERS = ("planner", "always_retrieve", "always_rank", "always_reason", "random_mix", "margin", "entropy", "oracle")
 RECOMMENDERS = ("beam", "exact", "backbone")
 _MEGA = 1e6
 

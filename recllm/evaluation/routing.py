@@ -1,11 +1,12 @@
-"""Routers side by side: always one tool, random mixing, a margin threshold, the oracle, and a trained planner.
+"""Routers side by side: always one tool, random mixing, thresholds on the retriever's margin and entropy, the oracle, and a
+trained planner.
 
 All are graded on the same examples, over the whole catalogue, with bootstrap 95% intervals; costs are FLOPs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,32 +22,48 @@ from recllm.planner.texts import TOOLS
 from recllm.tools.cache import ToolCache
 
 CUT = 10
+CUTS = (5, 10)
+QUALITIES = tuple(f"{metric}@{cut}" for metric in ("ndcg", "recall") for cut in CUTS)
+SIGNALS = ("margin", "entropy")
 FIXED = tuple(f"always_{tool}" for tool in TOOLS)
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What a router did to each example: the answer's NDCG@10 and Recall@10, the tools' cost, and `share_PE`.
+    """What a router did to each example: the answer's `QUALITIES`, each of shape E, the tools' cost, and `share_PE`.
 
     `share_PE` is the probability of each tool (0 or 1 for a router that does not draw), so that every column of a
     router that draws is an expectation and depends on no seed.
     """
 
-    ndcg_E: np.ndarray
-    recall_E: np.ndarray
+    qualities: Mapping[str, np.ndarray]
     cost_E: np.ndarray
     share_PE: np.ndarray
+
+    @property
+    def ndcg_E(self) -> np.ndarray:
+        """NDCG@10 of each example."""
+        return self.qualities[f"ndcg@{CUT}"]
 
     def agreement(self, tool_E: np.ndarray) -> np.ndarray:
         """Probability that each example got its tool of `tool_E`."""
         return self.share_PE[tool_E, np.arange(len(tool_E))]
 
 
+def qualities_of(rank_E: np.ndarray) -> dict[str, np.ndarray]:
+    """`QUALITIES` of answers that hold their target at these ranks (0 is first), each of the ranks' shape."""
+    measures = {"ndcg": ndcg_at_k, "recall": recall_at_k}
+    found = {}
+    for name in QUALITIES:
+        metric, cut = name.split("@")
+        found[name] = measures[metric](rank_E.ravel(), int(cut)).reshape(rank_E.shape)
+    return found
+
+
 def by_share(cache: ToolCache, share_PE: np.ndarray) -> Routed:
     """The expected outcome of drawing each example's tool at its shares."""
-    recall_PE = np.stack([recall_at_k(rank_E, CUT) for rank_E in cache.rank_PE])
-    means = [(share_PE * values_PE).sum(0) for values_PE in (cache.ndcg_PE, recall_PE, cache.cost_PE)]
-    return Routed(*means, share_PE)
+    means = {name: (share_PE * values_PE).sum(0) for name, values_PE in qualities_of(cache.rank_PE).items()}
+    return Routed(means, (share_PE * cache.cost_PE).sum(0), share_PE)
 
 
 def by_tool(cache: ToolCache, tool_E: np.ndarray) -> Routed:
@@ -64,7 +81,7 @@ def by_planner(rollouts: list[Rollout]) -> Routed:
     tool_E = np.array([TOOLS.index(rollout.env.episode.tool or "retrieve") for rollout in rollouts])
     rank_E = np.array([answer_rank(rollout.env) for rollout in rollouts])
     cost_E = np.array([tools_cost(rollout.env) for rollout in rollouts], dtype=float)
-    return Routed(ndcg_at_k(rank_E, CUT), recall_at_k(rank_E, CUT), cost_E, one_hot(tool_E))
+    return Routed(qualities_of(rank_E), cost_E, one_hot(tool_E))
 
 
 def random_mix(cache: ToolCache, share_P: np.ndarray) -> Routed:
@@ -72,33 +89,39 @@ def random_mix(cache: ToolCache, share_P: np.ndarray) -> Routed:
     return by_share(cache, np.broadcast_to(share_P[:, None], (len(TOOLS), len(cache))))
 
 
-@dataclass(frozen=True)
-class MarginRouter:
-    """Where the retriever's margin is below a threshold, use `low`, else `high` (tool indices)."""
+def confidence(cache: ToolCache, signal: str) -> np.ndarray:
+    """How sure the retriever is of each example, by one of `SIGNALS`: its margin, or the entropy of its list, negated."""
+    values_PE = {"margin": cache.margin_PE, "entropy": -cache.entropy_PE}[signal]
+    return values_PE[TOOLS.index("retrieve")]
 
+
+@dataclass(frozen=True)
+class ThresholdRouter:
+    """Where the retriever's confidence by a signal is below a threshold, use `low`, else `high` (tool indices)."""
+
+    signal: str
     threshold: float
     low: int
     high: int
 
     @classmethod
-    def fit(cls, cache: ToolCache, cost_weight: float) -> MarginRouter:
+    def fit(cls, cache: ToolCache, signal: str, cost_weight: float) -> ThresholdRouter:
         """The threshold and pair of tools with the best NDCG@10 - cost_weight x cost share on these examples."""
-        margin_E = cache.margin_PE[TOOLS.index("retrieve")]
+        sure_E = confidence(cache, signal)
         slow_E = cache.cost_PE[TOOLS.index("reason")]
         value_PE = cache.ndcg_PE - cost_weight * _after_retrieval(cache) / slow_E
         best = None
-        for threshold in np.quantile(margin_E, np.arange(0, 1.0, 0.05)):
-            below_E = margin_E < threshold
+        for threshold in np.quantile(sure_E, np.arange(0, 1.0, 0.05)):
+            below_E = sure_E < threshold
             for low in range(len(TOOLS)):
                 for high in range(len(TOOLS)):
                     value = float(np.where(below_E, value_PE[low], value_PE[high]).mean())
                     if best is None or value > best[0]:
-                        best = (value, cls(float(threshold), low, high))
+                        best = (value, cls(signal, float(threshold), low, high))
         return best[1]
 
     def route(self, cache: ToolCache) -> Routed:
-        margin_E = cache.margin_PE[TOOLS.index("retrieve")]
-        routed = by_tool(cache, np.where(margin_E < self.threshold, self.low, self.high))
+        routed = by_tool(cache, np.where(confidence(cache, self.signal) < self.threshold, self.low, self.high))
         return replace(routed, cost_E=(routed.share_PE * _after_retrieval(cache)).sum(0))
 
 
@@ -109,10 +132,16 @@ def _after_retrieval(cache: ToolCache) -> np.ndarray:
     return cost_PE
 
 
-def routers(cache: ToolCache, margin: MarginRouter) -> dict[str, Routed]:
-    """Every router that needs no planner."""
+def fit_thresholds(cache: ToolCache, cost_weight: float) -> list[ThresholdRouter]:
+    """The best router of each of `SIGNALS` on these examples."""
+    return [ThresholdRouter.fit(cache, signal, cost_weight) for signal in SIGNALS]
+
+
+def routers(cache: ToolCache, thresholds: Sequence[ThresholdRouter]) -> dict[str, Routed]:
+    """Every router that needs no planner, those of a threshold under the name of their signal."""
     fixed = {name: by_tool(cache, np.int64(index)) for index, name in enumerate(FIXED)}
-    return {**fixed, "margin": margin.route(cache), "oracle": by_tool(cache, oracle_tools(cache))}
+    sure = {router.signal: router.route(cache) for router in thresholds}
+    return {**fixed, **sure, "oracle": by_tool(cache, oracle_tools(cache))}
 
 
 def headroom(cache: ToolCache) -> dict[str, float]:
@@ -124,9 +153,11 @@ def headroom(cache: ToolCache) -> dict[str, float]:
     return flat("headroom", paired_interval(by_tool(cache, oracle_tools(cache)).ndcg_E, best_E))
 
 
-def routing_metrics(cache: ToolCache, margin: MarginRouter, rollouts: list[Rollout] | None = None) -> dict[str, Any]:
+def routing_metrics(
+    cache: ToolCache, thresholds: Sequence[ThresholdRouter], rollouts: list[Rollout] | None = None
+) -> dict[str, Any]:
     """Flat metrics of every router; with `rollouts` (one for each example, in order) the planner's and its rivals'."""
-    found = routers(cache, margin)
+    found = routers(cache, thresholds)
     metrics: dict[str, Any] = {"n": len(cache), **headroom(cache)}
     if rollouts is not None:
         planner = by_planner(rollouts)
@@ -134,8 +165,8 @@ def routing_metrics(cache: ToolCache, margin: MarginRouter, rollouts: list[Rollo
     oracle_E, decisive_E = oracle_tools(cache), decisive(cache)
     for name, routed in found.items():
         agreement_E = routed.agreement(oracle_E)
-        metrics |= flat(f"{name}/ndcg@{CUT}", mean_interval(routed.ndcg_E))
-        metrics |= flat(f"{name}/recall@{CUT}", mean_interval(routed.recall_E))
+        for quality, values_E in routed.qualities.items():
+            metrics |= flat(f"{name}/{quality}", mean_interval(values_E))
         metrics[f"{name}/cost"] = float(routed.cost_E.mean())
         metrics[f"{name}/oracle_agreement"] = float(agreement_E.mean())
         metrics[f"{name}/decisive_agreement"] = float(agreement_E[decisive_E].mean()) if decisive_E.any() else None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from recllm.provenance import several
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PIPELINE_KEYS = ("name", "stages")
 _STAGE_KEYS = ("name", "script", "config", "args", "inputs")
@@ -18,18 +20,19 @@ _STAGE_KEYS = ("name", "script", "config", "args", "inputs")
 
 @dataclass(frozen=True)
 class Stage:
-    """One script of a pipeline. `inputs`: argument of the script -> `stage` or `stage/subfolder`."""
+    """One script of a pipeline. `inputs`: argument of the script -> `stage` or `stage/subfolder`, or a list of them."""
 
     name: str
     script: Path
     config: Path | None
     args: Mapping[str, Any]
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, str | list[str]]
 
     @property
     def needs(self) -> list[str]:
         """Names of the stages whose folders this one reads."""
-        return [PurePosixPath(source).parts[0] for source in self.inputs.values()]
+        sources = [source for value in self.inputs.values() for source in several(value)]
+        return [PurePosixPath(source).parts[0] for source in sources]
 
     def values(self) -> dict[str, Any]:
         """What the stage is asked for: the keys of its config, overridden by `args`, without its folders."""
@@ -37,7 +40,7 @@ class Stage:
         asked |= self.args
         return {key: value for key, value in asked.items() if key not in self.inputs and key != "output_dir"}
 
-    def command(self, folder: Path, inputs: Mapping[str, Path]) -> list[str]:
+    def command(self, folder: Path, inputs: Mapping[str, Path | list[Path]]) -> list[str]:
         """The command line that builds the stage in `folder` from its input folders."""
         line = [sys.executable, str(self.script)]
         if self.config:
@@ -45,7 +48,7 @@ class Stage:
         for key, value in self.args.items():
             line += [f"--{key}", *_words(value)]
         for key, path in inputs.items():
-            line += [f"--{key}", str(path)]
+            line += [f"--{key}", *_words(path)]
         return [*line, "--output_dir", str(folder)]
 
 
@@ -76,9 +79,13 @@ class Pipeline:
         """Output folder of a stage."""
         return Path(outputs_root) / self.name / stage
 
-    def input_folders(self, stage: Stage, outputs_root: str | Path) -> dict[str, Path]:
-        """Argument of the stage -> the folder that is passed for it."""
-        return {key: Path(outputs_root) / self.name / source for key, source in stage.inputs.items()}
+    def input_folders(self, stage: Stage, outputs_root: str | Path) -> dict[str, Path | list[Path]]:
+        """Argument of the stage -> the folder, or list of folders, that is passed for it."""
+        home = Path(outputs_root) / self.name
+        return {
+            key: [home / each for each in source] if isinstance(source, list) else home / source
+            for key, source in stage.inputs.items()
+        }
 
 
 def load_pipeline(path: str | Path) -> Pipeline:
@@ -118,7 +125,10 @@ def _stage(entry: Any, where: str, root: Path, earlier: list[str], every: list[A
     if not isinstance(args, dict) or not isinstance(inputs, dict):
         raise ValueError(f"{where}: args and inputs must be mappings")
     for key, source in inputs.items():
-        _check_input(source, f"{where}: input {key}", earlier, every)
+        if source == []:
+            raise ValueError(f"{where}: input {key} is an empty list; name at least one earlier stage")
+        for one in several(source):
+            _check_input(one, f"{where}: input {key}", earlier, every)
         if key in args:
             raise ValueError(f"{where}: {key} stands in args and in inputs")
     if taken := {"output_dir", "config"} & (set(args) | set(inputs)):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recllm.pipeline.spec import Stage
-from recllm.provenance import fingerprint, load_run, plain_config, read_json, write_json
+from recllm.provenance import fingerprints, load_run, plain_config, read_json, several, write_json
 
 _TRUE, _FALSE, _NONE = {"true", "yes", "on"}, {"false", "no", "off"}, {"", "none", "null", "~"}
 
 
-def why_incomplete(stage: Stage, folder: Path, inputs: Mapping[str, Path]) -> str | None:
+def why_incomplete(stage: Stage, folder: Path, inputs: Mapping[str, Path | list[Path]]) -> str | None:
     """Why the stage has to run, in words, or None where it is complete."""
     if not folder.exists():
         return "not built yet"
@@ -33,9 +33,9 @@ def why_incomplete(stage: Stage, folder: Path, inputs: Mapping[str, Path]) -> st
         if dropped := [key for key in request["asked"] if key not in asked]:
             return f"{dropped[0]} is no longer set"
     for name, path in inputs.items():
-        if not path.exists():
-            return f"its input {path} is missing"
-        if record.get("inputs", {}).get(name) != fingerprint(path):
+        if missing := [each for each in several(path) if not each.exists()]:
+            return f"its input {missing[0]} is missing"
+        if several(record.get("inputs", {}).get(name)) != several(fingerprints(path)):
             return f"its input {name} has changed"
     return None
 

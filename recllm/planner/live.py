@@ -41,6 +41,7 @@ class LiveBench:
             cost_PE=np.zeros(shape, dtype=np.int64),
             targets_E=examples.targets_E,
             edges_P9=bench.cache.edges_P9,
+            entropy_PE=np.zeros(shape, dtype=np.float32),
         )
         self.examples, self.seconds = examples, dict.fromkeys(TOOLS, 0.0)
         self._tools, self._bench = tools, replace(bench, examples=examples, cache=cache)

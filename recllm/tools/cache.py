@@ -1,7 +1,7 @@
 """The answers of every tool, computed once: a planner rollout then costs only the planner's own tokens.
 
 One parquet row per (role, user, position, tool), with the tool's first 50 items, scores, margin and cost. Roles are
-`calibration` (half A's routing targets, for margin digits alone), `routing` (half B's), `validation` and `test`.
+`calibration` (some of half A's routing targets, for margin digits alone), `routing` (half B's), `validation` and `test`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recllm.data.splits import Examples, RolesSplit
+from recllm.data.splits import Examples, RolesSplit, sampled
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 from recllm.tools.answer import ToolAnswer
 
@@ -21,13 +21,15 @@ FILE = "cache.parquet"
 DEPTH = 50
 ROLES = ("calibration", "routing", "validation", "test")
 TOOL_NAMES = ("retrieve", "rank", "reason")
+_CALIBRATION = 1000  # so many place the deciles of a margin within a percent or so
 
 
 def examples_of(split: RolesSplit, role: str) -> Examples:
-    """The examples behind a role of the cache; calibration takes one routing target of each user of half A."""
+    """The examples behind a role of the cache; calibration takes one routing target of each user of half A, of a
+    thousand users at most."""
     if role == "calibration":
         examples = split.routing("A")
-        return examples.subset(np.unique(examples.user_E, return_index=True)[1])
+        return sampled(examples.subset(np.unique(examples.user_E, return_index=True)[1]), _CALIBRATION)
     return split.routing("B") if role == "routing" else getattr(split, role)
 
 
@@ -50,11 +52,24 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
     )
 
 
+def list_entropy(scores_EK: np.ndarray) -> np.ndarray:
+    """Entropy in nats of the softmax of each list's scores, float32 `E`: 0 for a tool sure of one item, ln K for one that
+    holds all of its K for equal. Scores that are not finite (items that were not found) do not count."""
+    finite_EK = np.isfinite(scores_EK)
+    top_E = np.max(scores_EK, axis=1, initial=-np.inf, where=finite_EK)
+    gap_EK = np.where(finite_EK, scores_EK.astype(np.float64) - np.where(np.isfinite(top_E), top_E, 0)[:, None], -np.inf)
+    weight_EK = np.exp(gap_EK)
+    total_E = np.maximum(weight_EK.sum(1), np.finfo(float).tiny)
+    moment_E = (weight_EK * np.where(finite_EK, gap_EK, 0.0)).sum(1)
+    return (np.log(total_E) - moment_E / total_E).clip(min=0).astype(np.float32) * finite_EK.any(1)
+
+
 @dataclass(frozen=True)
 class ToolCache:
     """Cached answers of one role: `items_PEK` (P tools in the order of `TOOL_NAMES`), `margin_PE`, `cost_PE`.
 
-    `edges_P9` are the deciles of each tool's margin on half A; `margin_digit` places a margin among them.
+    `edges_P9` are the deciles of each tool's margin on half A; `margin_digit` places a margin among them. `entropy_PE`:
+    see `list_entropy`.
     """
 
     items_PEK: np.ndarray
@@ -62,6 +77,7 @@ class ToolCache:
     cost_PE: np.ndarray
     targets_E: np.ndarray
     edges_P9: np.ndarray
+    entropy_PE: np.ndarray
 
     @classmethod
     def load(cls, folder: str | Path, role: str, split: RolesSplit) -> ToolCache:
@@ -93,6 +109,7 @@ class ToolCache:
             cost_PE=np.stack([rows["cost"].to_numpy() for rows in parts]),
             targets_E=examples.targets_E,
             edges_P9=np.stack(edges),
+            entropy_PE=np.stack([list_entropy(np.array(rows["scores"].to_list())) for rows in parts]),
         )
 
     def __len__(self) -> int:
@@ -101,7 +118,7 @@ class ToolCache:
     def first(self, count: int) -> ToolCache:
         """The first `count` examples."""
         parts = (self.items_PEK[:, :count], self.margin_PE[:, :count], self.cost_PE[:, :count])
-        return ToolCache(*parts, self.targets_E[:count], self.edges_P9)
+        return ToolCache(*parts, self.targets_E[:count], self.edges_P9, self.entropy_PE[:, :count])
 
     def margin_digit(self, tool: int, example: int) -> int:
         """0 (the weakest tenth on half A) to 9 (the strongest)."""

@@ -149,8 +149,25 @@ def test_halves_are_the_same_on_every_machine():
     assert user_halves(np.array([7, 3])).tolist() == [user_halves(ids)[7], user_halves(ids)[3]]
 
 
+def test_a_share_of_the_users_has_roles_whatever_block_they_come_in():
+    sequences = _sequences([7] * 3000)
+    whole, part = make_split(sequences, "roles"), make_split(sequences, "roles", role_share=0.3)
+    drawn = np.unique(part.test.user_E)
+    assert 0.27 < len(drawn) / 3000 < 0.33
+    assert np.array_equal(part.fit_length_U[drawn], whole.fit_length_U[drawn])
+    others = np.setdiff1d(np.arange(3000), drawn)
+    assert (part.fit_length_U[others] == 7).all()  # all of them is fitted on
+    assert np.array_equal(part.half_U, whole.half_U) and 0.4 < part.half_U[drawn].mean() < 0.6
+    assert set(drawn) <= set(make_split(sequences, "roles", role_share=0.6).test.user_E)
+    other = make_split(sequences, "roles", seed=1, role_share=0.3)
+    assert not np.array_equal(other.fit_length_U, part.fit_length_U)
+
+
 def test_wrong_arguments():
     sequences = _sequences([6])
+    for kind, share in (("roles", 0.0), ("roles", 1.1), ("leave_one_out", 0.5)):
+        with pytest.raises(ValueError, match="role_share"):
+            make_split(sequences, kind, role_share=share)
     with pytest.raises(ValueError, match="unknown split"):
         make_split(sequences, "random")
     with pytest.raises(ValueError, match="routing_items"):
@@ -171,6 +188,8 @@ def test_load_split_follows_dataset_json(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(known))
     split = load_split(tmp_path)
     assert (split.kind, split.routing_items, split.seed, split.fit_length_U.tolist()) == ("roles", 3, 5, [4, 4])
+    (tmp_path / "dataset.json").write_text(json.dumps({**known, "role_share": 1e-9}))
+    assert load_split(tmp_path).fit_length_U.tolist() == [9, 4]
     (tmp_path / "dataset.json").write_text(json.dumps({**known, "split": "leave_one_out"}))
     assert load_split(tmp_path).fit_length_U.tolist() == [7, 2]
     for torn in ('{"split": "roles"', '{"split": "roles"}', "[]"):

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from recllm.evaluation.report import ROUTERS, plot_frontier, print_routers, router_table
-from recllm.evaluation.routing import MarginRouter, routing_metrics
+from recllm.evaluation.routing import SIGNALS, ThresholdRouter, routing_metrics
 from recllm.planner.texts import TOOLS
 
+THRESHOLDS = [ThresholdRouter(signal, 0.5, 2, 0) for signal in SIGNALS]
 matplotlib_image = pytest.importorskip("matplotlib.image")
 
 
@@ -20,7 +21,7 @@ def metrics(worlds):
     bench = worlds.make_bench(worlds.random_cache(0, examples=120))
     envs = [worlds.env_at(bench, row, TOOLS[row % 3]) for row in range(len(bench))]
     rollouts = [SimpleNamespace(env=env, own_cost=2_345_678, faults=0) for env in envs]
-    found = routing_metrics(bench.cache, MarginRouter(0.5, 2, 0), rollouts)
+    found = routing_metrics(bench.cache, THRESHOLDS, rollouts)
     return found | {"reward/first": 0.1234, "reward/last": 0.2345}
 
 
@@ -109,4 +110,4 @@ def test_the_frontier_is_drawn(metrics, tmp_path):
 def test_equal_values_are_drawn_too(worlds, tmp_path):
     for examples in range(9, 15):  # every user's target stands at the same place
         cache = worlds.planted(np.full((3, examples), 2 + examples % 7))
-        plot_frontier(routing_metrics(cache, MarginRouter(0.5, 2, 0)), tmp_path / "equal.png")
+        plot_frontier(routing_metrics(cache, THRESHOLDS), tmp_path / "equal.png")

@@ -30,7 +30,7 @@ def call(tool: str, arguments: str | None = None) -> str:
     return f'<tool_call>\n{{"name": "{tool}", "arguments": {arguments or defaults[tool]}}}\n</tool_call>'
 
 
-def make_cache(items_PEK, targets_E, cost_PE=None, margin_PE=None) -> ToolCache:
+def make_cache(items_PEK, targets_E, cost_PE=None, margin_PE=None, entropy_PE=None) -> ToolCache:
     """A cache from lists; by default costs grow from tool to tool and margins are spread over the ten digits."""
     items_PEK, targets_E = np.asarray(items_PEK, dtype=np.int32), np.asarray(targets_E, dtype=np.int32)
     examples = len(targets_E)
@@ -39,7 +39,10 @@ def make_cache(items_PEK, targets_E, cost_PE=None, margin_PE=None) -> ToolCache:
     if margin_PE is None:
         margin_PE = np.tile((np.arange(examples) * 7 % 10) / 10 + 0.05, (3, 1))
     edges_P9 = np.tile(np.arange(1, 10) / 10, (3, 1))
-    return ToolCache(items_PEK, np.asarray(margin_PE, np.float32), np.asarray(cost_PE, np.int64), targets_E, edges_P9)
+    margin_PE = np.asarray(margin_PE, np.float32)
+    # By default the entropy says what the margin says.
+    entropy_PE = 1 - margin_PE if entropy_PE is None else np.asarray(entropy_PE, np.float32)
+    return ToolCache(items_PEK, margin_PE, np.asarray(cost_PE, np.int64), targets_E, edges_P9, entropy_PE)
 
 
 def lists_with(rank_PE, targets_E) -> np.ndarray:
