@@ -38,7 +38,7 @@ def main(args: Arguments) -> None:
     inputs = {name: getattr(args, name) for name in ("model", "dataset", "sid_table", "tool_cache")}
     record = RunRecord.start(args.output_dir, "evaluate", args, inputs=inputs)
     if record.complete:
-        print_routers(record.metrics())
+        print_routers(record.metrics(), args.role)
         return
 
     model, tokenizer = load_planner(args.model, args.sid_table)
@@ -48,7 +48,7 @@ def main(args: Arguments) -> None:
         metrics |= planner_latency(model, tokenizer, inputs, args.latency_requests)
 
     plot_frontier(metrics, record.folder / "frontier.png")
-    print_routers(metrics)
+    print_routers(metrics, args.role)
     record.finish(metrics)
 
 

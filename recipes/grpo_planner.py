@@ -38,7 +38,8 @@ class Arguments:
     cost_weight: float = field(default=0.15, metadata={"help": "Price of the slow tool, in NDCG."})
     valid_weight: float = field(default=0.1, metadata={"help": "Bonus of a valid plan."})
     invalid_weight: float = field(default=0.5, metadata={"help": "Price of an invalid plan."})
-    eval_users: int | None = field(default=None, metadata={"help": "Grade on the first so many test users; all."})
+    eval_users: int | None = field(default=None, metadata={"help": "Grade on the first so many users; all."})
+    eval_role: str = field(default="test", metadata={"help": "Graded on test, or validation where planners compete."})
     redundant_weight: float = field(default=0.02, metadata={"help": "Price of a redundant call."})
 
 
@@ -54,7 +55,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     inputs = locate_inputs(args, training_args, model_args)
     record, publishing = start_run("grpo_planner", (args, training_args, model_args), inputs)
     if record.complete:
-        print_routers(record.metrics())
+        print_routers(record.metrics(), args.eval_role)
         return
 
     prompts = load_chats(inputs["traces"] / "prompts")
@@ -65,10 +66,10 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     trainer = build_planner_trainer(prompts, bench, training_args, model_args, weights)
     equipment = equip(trainer, publishing)
 
-    metrics = train_planner(trainer, record, inputs, args.cost_weight, args.eval_users)
+    metrics = train_planner(trainer, record, inputs, args.cost_weight, args.eval_users, args.eval_role)
 
     if trainer.is_world_process_zero():
-        print_routers(metrics)
+        print_routers(metrics, args.eval_role)
         deliver_run(record, metrics | equipment.metrics(), publishing)
 
 

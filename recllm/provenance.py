@@ -249,9 +249,7 @@ class RunRecord:
     started: float = field(default_factory=time.time)
 
     @classmethod
-    def start(
-        cls, folder: str | Path, recipe: str, config: Any, inputs: Mapping[str, Any] | None = None
-    ) -> RunRecord:
+    def start(cls, folder: str | Path, recipe: str, config: Any, inputs: Mapping[str, Any] | None = None) -> RunRecord:
         """Open a run in `folder`. `complete` is true where the same config and inputs were already finished there.
 
         `inputs`: name -> folder, or a list of folders.

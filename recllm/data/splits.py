@@ -227,9 +227,9 @@ def make_split(
 
     Under `roles` a user with fewer than 5 events, or with fewer than 2 left before its routing targets, goes whole
     to the fitting fold; under `leave_one_out` one with fewer than 3, under `last_event` than 2. `routing_items` matters
-    to `roles` only, `seed` (which user falls in which half) to it and `last_event`. Under `roles`, `role_share` (0 to 1) of
-    the users, by a hash of seed and id, have targets, for tools that are too slow to answer for all; of the others the
-    whole sequence is fitted on.
+    to `roles` only, `seed` (which user falls in which half) to it and `last_event`. Under `roles`, targets are only of
+    a `role_share` (0 to 1) of the users, by a hash of seed and id, for tools that are too slow to answer for all; of
+    the others the whole sequence is fitted on.
 
     Raises:
         ValueError: an unknown kind, `routing_items` below 1, or a `role_share` outside 0 to 1 or with another kind.

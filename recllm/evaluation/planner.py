@@ -1,4 +1,4 @@
-"""Grading a planner: threshold routers fitted on validation, greedy episodes on test, all routers in one set of metrics."""
+"""Grading a planner: threshold routers fitted on validation, greedy episodes on test, all routers' metrics."""
 
 from __future__ import annotations
 

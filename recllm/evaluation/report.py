@@ -18,9 +18,9 @@ RECOMMENDERS = ("beam", "exact", "backbone")
 _MEGA = 1e6
 
 
-def router_table(metrics: Mapping[str, Any]) -> Table:
+def router_table(metrics: Mapping[str, Any], role: str = "test") -> Table:
     """One row a router: NDCG@10 and Recall@10 with their intervals, cost in MFLOPs, shares and agreement."""
-    table = Table(title=f"test targets, n = {metrics['n']:,}, whole catalogue, 95% intervals")
+    table = Table(title=f"{role} targets, n = {metrics['n']:,}, whole catalogue, 95% intervals")
     for name in ("router", "NDCG@10", "Recall@10", "tools MFLOPs", *TOOLS, "oracle agree", "decisive agree"):
         table.add_column(name, justify="left" if name == "router" else "right")
     for router in ROUTERS:
@@ -38,12 +38,12 @@ def router_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_routers(metrics: Mapping[str, Any]) -> None:
+def print_routers(metrics: Mapping[str, Any], role: str = "test") -> None:
     """The table, and beneath it the planner's own cost, its place over the line, the headroom and the reward."""
     # A pipe has no width of its own; the table needs about 150 columns.
     console = Console(width=None if Console().is_terminal else 170)
-    console.print(router_table(metrics))
-    console.print(f"headroom (oracle - best fixed tool): {_interval(metrics, 'headroom')}")
+    console.print(router_table(metrics, role))
+    console.print(f"headroom (oracle - best fixed tool): {interval_text(metrics, 'headroom')}")
     if "planner/own_cost" in metrics:
         best = max(
             (name for name in ROUTERS if name.startswith("always_")), key=lambda name: metrics[f"{name}/ndcg@10"]
@@ -52,7 +52,7 @@ def print_routers(metrics: Mapping[str, Any]) -> None:
             f"planner's own cost {metrics['planner/own_cost'] / _MEGA:,.1f} MFLOPs, with tools "
             f"{metrics['planner/total_cost'] / _MEGA:,.1f}; over the line retrieve - {best} "
             f"by {metrics['planner/above_line']:+.4f} NDCG@10; over random mixing "
-            f"{_interval(metrics, 'planner/over_random_mix')}"
+            f"{interval_text(metrics, 'planner/over_random_mix')}"
         )
     if any(name.startswith("by/") for name in metrics):
         console.print(group_table(metrics))
@@ -81,7 +81,7 @@ def recommender_table(metrics: Mapping[str, Any], role: str) -> Table:
         values = {key.removeprefix(f"{name}/"): value for key, value in metrics.items() if key.startswith(f"{name}/")}
         table.add_row(
             name,
-            *(_interval(values, span) for span in spans),
+            *(interval_text(values, span) for span in spans),
             *(f"{values[key]:.4f}" for key in plain),
             f"{values['novelty@10']:.2f}",
             f"{values['wall_ms']:.1f}",
@@ -94,15 +94,15 @@ def print_recommenders(metrics: Mapping[str, Any], role: str) -> None:
     console = Console(width=None if Console().is_terminal else 190)
     console.print(recommender_table(metrics, role))
     if "beam_recall" in metrics:
-        found = _interval(metrics, "beam_recall")
+        found = interval_text(metrics, "beam_recall")
         console.print(f"the beam of {metrics['beams']} finds {found} of the exact first ten", markup=False)
     if "over_backbone" in metrics:
-        console.print(f"over the backbone by {_interval(metrics, 'over_backbone')} NDCG@10 (paired)", markup=False)
+        console.print(f"over the backbone by {interval_text(metrics, 'over_backbone')} NDCG@10 (paired)", markup=False)
 
 
 def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
     """Routers in the (cost, NDCG@10) plane, cost on a logarithmic axis, intervals as bars."""
-    figure, axes = _figure("tools' cost a user, MFLOPs", "NDCG@10")
+    figure, axes = blank_figure("tools' cost a user, MFLOPs", "NDCG@10")
     for router in ROUTERS:
         if f"{router}/cost" not in metrics:
             continue
@@ -115,14 +115,16 @@ def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
         )
     axes.set_xscale("log")
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _interval(metrics: Mapping[str, Any], name: str) -> str:
+def interval_text(metrics: Mapping[str, Any], name: str) -> str:
+    """A metric with the ends of its interval, four digits."""
     return f"{metrics[name]:.4f} [{metrics[name + '_lo']:.4f}, {metrics[name + '_hi']:.4f}]"
 
 
-def _figure(xlabel: str, ylabel: str):
+def blank_figure(xlabel: str, ylabel: str):
+    """A figure without a window, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -135,5 +137,7 @@ def _figure(xlabel: str, ylabel: str):
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=130, metadata={"Software": "recllm"})
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure in the format of the path's ending, png or svg."""
+    metadata = {"Creator": "recllm", "Date": None} if path.suffix == ".svg" else {"Software": "recllm"}
+    figure.savefig(path, dpi=130, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Routers side by side: always one tool, random mixing, thresholds on the retriever's margin and entropy, the oracle, and a
+"""Routers side by side: always one tool, random mixing, thresholds on the retriever's confidence, the oracle, and a
 trained planner.
 
 All are graded on the same examples, over the whole catalogue, with bootstrap 95% intervals; costs are FLOPs.
@@ -45,6 +45,10 @@ class Routed:
         """NDCG@10 of each example."""
         return self.qualities[f"ndcg@{CUT}"]
 
+    def paying(self, cost_PE: np.ndarray) -> Routed:
+        """The same routing where each tool costs what `cost_PE` says."""
+        return replace(self, cost_E=(self.share_PE * cost_PE).sum(0))
+
     def agreement(self, tool_E: np.ndarray) -> np.ndarray:
         """Probability that each example got its tool of `tool_E`."""
         return self.share_PE[tool_E, np.arange(len(tool_E))]
@@ -90,7 +94,7 @@ def random_mix(cache: ToolCache, share_P: np.ndarray) -> Routed:
 
 
 def confidence(cache: ToolCache, signal: str) -> np.ndarray:
-    """How sure the retriever is of each example, by one of `SIGNALS`: its margin, or the entropy of its list, negated."""
+    """How sure the retriever is of each example by one of `SIGNALS`: its margin, or its list's entropy, negated."""
     values_PE = {"margin": cache.margin_PE, "entropy": -cache.entropy_PE}[signal]
     return values_PE[TOOLS.index("retrieve")]
 
@@ -109,7 +113,7 @@ class ThresholdRouter:
         """The threshold and pair of tools with the best NDCG@10 - cost_weight x cost share on these examples."""
         sure_E = confidence(cache, signal)
         slow_E = cache.cost_PE[TOOLS.index("reason")]
-        value_PE = cache.ndcg_PE - cost_weight * _after_retrieval(cache) / slow_E
+        value_PE = cache.ndcg_PE - cost_weight * after_retrieval(cache) / slow_E
         best = None
         for threshold in np.quantile(sure_E, np.arange(0, 1.0, 0.05)):
             below_E = sure_E < threshold
@@ -122,10 +126,10 @@ class ThresholdRouter:
 
     def route(self, cache: ToolCache) -> Routed:
         routed = by_tool(cache, np.where(confidence(cache, self.signal) < self.threshold, self.low, self.high))
-        return replace(routed, cost_E=(routed.share_PE * _after_retrieval(cache)).sum(0))
+        return routed.paying(after_retrieval(cache))
 
 
-def _after_retrieval(cache: ToolCache) -> np.ndarray:
+def after_retrieval(cache: ToolCache) -> np.ndarray:
     """Cost of each tool for who has looked at the retrieval first, `cost_PE`: reason does not include it."""
     cost_PE = cache.cost_PE.astype(float)
     cost_PE[TOOLS.index("reason")] += cost_PE[TOOLS.index("retrieve")]
@@ -162,28 +166,37 @@ def routing_metrics(
     if rollouts is not None:
         planner = by_planner(rollouts)
         found = {"planner": planner, "random_mix": random_mix(cache, planner.share_PE.mean(1)), **found}
-    oracle_E, decisive_E = oracle_tools(cache), decisive(cache)
     for name, routed in found.items():
-        agreement_E = routed.agreement(oracle_E)
-        for quality, values_E in routed.qualities.items():
-            metrics |= flat(f"{name}/{quality}", mean_interval(values_E))
-        metrics[f"{name}/cost"] = float(routed.cost_E.mean())
-        metrics[f"{name}/oracle_agreement"] = float(agreement_E.mean())
-        metrics[f"{name}/decisive_agreement"] = float(agreement_E[decisive_E].mean()) if decisive_E.any() else None
-        shares = routed.share_PE.mean(1)
-        metrics |= {f"{name}/share_{tool}": float(share) for tool, share in zip(TOOLS, shares, strict=True)}
+        metrics |= described(name, routed, cache)
     return metrics if rollouts is None else metrics | _planner_extras(found, rollouts)
+
+
+def described(name: str, routed: Routed, cache: ToolCache) -> dict[str, float | None]:
+    """Flat metrics `name/...` of one router: qualities with intervals, cost, agreement with the oracle, and shares."""
+    agreement_E, decisive_E = routed.agreement(oracle_tools(cache)), decisive(cache)
+    metrics: dict[str, float | None] = {}
+    for quality, values_E in routed.qualities.items():
+        metrics |= flat(f"{name}/{quality}", mean_interval(values_E))
+    metrics[f"{name}/cost"] = float(routed.cost_E.mean())
+    metrics[f"{name}/oracle_agreement"] = float(agreement_E.mean())
+    metrics[f"{name}/decisive_agreement"] = float(agreement_E[decisive_E].mean()) if decisive_E.any() else None
+    shares = routed.share_PE.mean(1)
+    return metrics | {f"{name}/share_{tool}": float(share) for tool, share in zip(TOOLS, shares, strict=True)}
+
+
+def own_costs(name: str, planner: Routed, rollouts: list[Rollout]) -> dict[str, float]:
+    """`name/own_cost`, FLOPs of the planner's own tokens, and `name/total_cost`, the tools' FLOPs besides."""
+    own = float(np.mean([rollout.own_cost for rollout in rollouts]))
+    return {f"{name}/own_cost": own, f"{name}/total_cost": own + float(planner.cost_E.mean())}
 
 
 def _planner_extras(found: Mapping[str, Routed], rollouts: list[Rollout]) -> dict[str, Any]:
     planner = found["planner"]
-    own = float(np.mean([rollout.own_cost for rollout in rollouts]))
     best = max(FIXED, key=lambda name: found[name].ndcg_E.mean())
     points = [(float(found[name].cost_E.mean()), float(found[name].ndcg_E.mean())) for name in (FIXED[0], best)]
     line = float(line_at(float(planner.cost_E.mean()), *points)) if best != FIXED[0] else points[0][1]
     return {
-        "planner/own_cost": own,
-        "planner/total_cost": own + float(planner.cost_E.mean()),
+        **own_costs("planner", planner, rollouts),
         "planner/faulty_share": float(np.mean([rollout.faults > 0 for rollout in rollouts])),
         "planner/line_ndcg": line,
         "planner/above_line": float(planner.ndcg_E.mean()) - line,

@@ -1,7 +1,7 @@
 """The answers of every tool, computed once: a planner rollout then costs only the planner's own tokens.
 
 One parquet row per (role, user, position, tool), with the tool's first 50 items, scores, margin and cost. Roles are
-`calibration` (some of half A's routing targets, for margin digits alone), `routing` (half B's), `validation` and `test`.
+`calibration` (some of half A's routing targets, for margin digits alone), `routing` (half B's), `validation`, `test`.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
 
 
 def list_entropy(scores_EK: np.ndarray) -> np.ndarray:
-    """Entropy in nats of the softmax of each list's scores, float32 `E`: 0 for a tool sure of one item, ln K for one that
-    holds all of its K for equal. Scores that are not finite (items that were not found) do not count."""
+    """Entropy in nats of the softmax of each list's scores, float32 `E`: 0 for a tool sure of one item, ln K for one
+    that holds all of its K for equal. Scores that are not finite (items that were not found) do not count."""
     finite_EK = np.isfinite(scores_EK)
     top_E = np.max(scores_EK, axis=1, initial=-np.inf, where=finite_EK)
-    gap_EK = np.where(finite_EK, scores_EK.astype(np.float64) - np.where(np.isfinite(top_E), top_E, 0)[:, None], -np.inf)
+    gap_EK = np.where(
+        finite_EK, scores_EK.astype(np.float64) - np.where(np.isfinite(top_E), top_E, 0)[:, None], -np.inf
+    )
     weight_EK = np.exp(gap_EK)
     total_E = np.maximum(weight_EK.sum(1), np.finfo(float).tiny)
     moment_E = (weight_EK * np.where(finite_EK, gap_EK, 0.0)).sum(1)

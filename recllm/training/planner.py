@@ -35,9 +35,14 @@ def locate_inputs(args: Any, training_args: GRPOConfig, model_args: ModelConfig)
 
 
 def train_planner(
-    trainer: GRPOTrainer, record: RunRecord, inputs: Mapping[str, Path], cost_weight: float, users: int | None = None
+    trainer: GRPOTrainer,
+    record: RunRecord,
+    inputs: Mapping[str, Path],
+    cost_weight: float,
+    users: int | None = None,
+    role: str = "test",
 ) -> dict[str, Any]:
-    """Train, deliver merged weights, evaluate on test targets and draw the pictures; returns the metrics.
+    """Train, deliver merged weights, evaluate on a role's targets and draw the pictures; returns the metrics.
 
     Only the main process delivers; the others return no metrics.
     """
@@ -47,7 +52,7 @@ def train_planner(
         return {}
     tokenizer = trainer.processing_class
     deliver(model, tokenizer, record.folder, str(inputs["model_name_or_path"]))
-    metrics = evaluate_planner(model, tokenizer, inputs, cost_weight, users=users)
+    metrics = evaluate_planner(model, tokenizer, inputs, cost_weight, role, users)
     metrics |= reward_curve(trainer.state.log_history)
     metrics |= {"steps": trainer.state.global_step, "train_seconds": round(outcome.metrics["train_runtime"], 1)}
     plot_frontier(metrics, record.folder / "frontier.png")

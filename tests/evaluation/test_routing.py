@@ -273,7 +273,10 @@ def test_a_planners_shorter_list_counts_as_it_is(worlds):
     envs[0].retrieve(3)
     envs[1].retrieve(5)
     routed = by_planner([SimpleNamespace(env=env) for env in envs])
-    assert routed.qualities["recall@10"].tolist() == [0, 1] and routed.ndcg_E.tolist() == [0, pytest.approx(1 / math.log2(6))]
+    assert routed.qualities["recall@10"].tolist() == [0, 1] and routed.ndcg_E.tolist() == [
+        0,
+        pytest.approx(1 / math.log2(6)),
+    ]
 
 
 def test_a_margin_router_pays_for_the_margin_it_reads(worlds):

@@ -151,6 +151,37 @@ def test_the_delivered_planner_evaluates_to_its_own_numbers(outputs, tmp_path):
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
 
 
+def test_the_frontier_holds_every_planner_and_names_the_one_that_validation_chose(outputs):
+    found, folder = metrics(outputs / "frontier"), outputs / "frontier"
+    assert found["cost_weight"] in (0, 2) and found["planners"] == 2
+    for planner, weight in (("planner_free", "0"), ("planner_dear", "2")):
+        known = metrics(outputs / planner)
+        assert found[f"planner@{weight}/validation_ndcg@10"] == known["planner/ndcg@10"]
+        for name in (f"margin@{weight}", f"entropy@{weight}", f"planner@{weight}"):
+            for quality in ("ndcg@5", "ndcg@10", "recall@5", "recall@10"):
+                low, mean, high = (found[f"{name}/{quality}{end}"] for end in ("_lo", "", "_hi"))
+                assert 0 <= low <= mean <= high <= 1
+    chosen = f"planner@{found['cost_weight']:g}"
+    same = [key.split("/")[1] for key in found if key.startswith(f"{chosen}/") and "validation" not in key]
+    assert {key: found[f"planner/{key}"] for key in same} == {key: found[f"{chosen}/{key}"] for key in same}
+    assert found["aim/tools_cost_share"] == pytest.approx(found["planner/cost"] / found["always_reason/cost"])
+    assert found["latency/planner/p50_ms@1"] > 0 and "aim/p50_ms/slack" in found
+    report = (folder / "report.md").read_text()
+    assert "planner, weight" in report and "learned" in report and "kept" in report and "missed by" in report
+    assert (folder / "frontier.png").stat().st_size > 10_000 and "<svg" in (folder / "frontier.svg").read_text()
+
+
+def test_planners_that_were_graded_on_test_do_not_compete(outputs, tmp_path):
+    folders = [f"--{name}={outputs / name}" for name in ("dataset", "sid_table", "tool_cache")]
+    with pytest.raises(ValueError, match="eval_role validation"):
+        start(
+            ROOT / "recipes" / "evaluate_frontier.py",
+            *("--planners", str(outputs / "planner_free"), str(outputs / "grpo_planner")),
+            *folders,
+            f"--output_dir={tmp_path}",
+        )
+
+
 def test_the_recommender_is_trained_on_its_own_answers_and_delivered(outputs):
     found = metrics(outputs / "grpo_recommender")
     assert found["steps"] == 2 and found["group_duplicates/last"] == 0

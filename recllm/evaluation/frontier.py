@@ -1,0 +1,140 @@
+"""Planners of several cost weights beside every other router: which is chosen on validation, and what all do on test.
+
+A planner's quality and cost on validation were measured by the run that trained it (`eval_role: validation`); nothing
+here looks at test targets before the choice is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recllm.evaluation.aims import aims, limits
+from recllm.evaluation.learned import LearnedRouter
+from recllm.evaluation.planner import load_bench, load_planner, planner_latency
+from recllm.evaluation.routing import (
+    SIGNALS,
+    Routed,
+    ThresholdRouter,
+    by_planner,
+    described,
+    fit_thresholds,
+    own_costs,
+    routing_metrics,
+)
+from recllm.evaluation.routing_groups import routing_groups
+from recllm.planner.rollout import Rollout, play
+from recllm.provenance import METRICS_FILE, load_run, read_json
+from recllm.tools.cache import ToolCache
+
+Inputs = Mapping[str, Path | str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trained planner: its cost weight, and NDCG@10 and cost shares of always-reason's that it has on validation."""
+
+    folder: Path
+    cost_weight: float
+    ndcg: float
+    cost_share: float
+
+    @property
+    def name(self) -> str:
+        """Its router name in the metrics."""
+        return f"planner@{self.cost_weight:g}"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Point:
+        """What the run of a planner folder recorded.
+
+        Raises:
+            ValueError: the folder is no complete planner, or was graded on other targets than validation's.
+        """
+        folder = Path(folder)
+        record = load_run(folder)
+        if record is None or record["recipe"] != "grpo_planner":
+            raise ValueError(f"{folder} holds no complete run of grpo_planner.py")
+        config = record["config"]
+        if config.get("eval_role") != "validation":
+            raise ValueError(
+                f"{folder} was graded on {config.get('eval_role', 'test')}: the choice among planners is made on "
+                "validation, so train each of them with --eval_role validation"
+            )
+        found = read_json(folder / METRICS_FILE)
+        share = found["planner/cost"] / found["always_reason/cost"]
+        return cls(folder, float(config["cost_weight"]), found["planner/ndcg@10"], share)
+
+
+def load_points(folders: Sequence[str | Path]) -> list[Point]:
+    """Planners by rising cost weight.
+
+    Raises:
+        ValueError: two planners of one cost weight, or as `Point.load`.
+    """
+    points = sorted((Point.load(folder) for folder in folders), key=lambda point: point.cost_weight)
+    for one, other in itertools.pairwise(points):
+        if one.cost_weight == other.cost_weight:
+            raise ValueError(f"{one.folder} and {other.folder} have the same cost weight {one.cost_weight:g}")
+    return points
+
+
+def choose(points: Sequence[Point], ceiling: float) -> Point:
+    """The best NDCG@10 on validation among planners whose tools cost at most `ceiling` of always-reason's there, the
+    cheaper of equals; the cheapest of all where none is below the ceiling."""
+    allowed = [point for point in points if point.cost_share <= ceiling]
+    if not allowed:
+        return min(points, key=lambda point: point.cost_share)
+    return max(allowed, key=lambda point: (point.ndcg, -point.cost_share))
+
+
+def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: float) -> tuple[dict[str, Any], Point]:
+    """Flat metrics of every router on all test targets, and the planner that was chosen.
+
+    `planner/...` and the fixed routers: as `routing_metrics`, for the chosen one, whose `cost_weight` the threshold
+    routers and the learned one share. `planner@W/`, `margin@W/` and `entropy@W/`: the same for each cost weight W.
+    `by/...`: the chosen planner's routing by groups. `aim/...` and `limit/...`: see `aims.py`.
+
+    Raises:
+        ValueError: as `load_points`, or no planner was given.
+    """
+    points = load_points(folders)
+    if not points:
+        raise ValueError("no planner was given: name the folder of at least one")
+    chosen = choose(points, ceiling)
+    routing, validation, test = (load_bench(inputs, role) for role in ("routing", "validation", "test"))
+    played: dict[str, list[Rollout]] = {}
+    for point in points:
+        model, tokenizer = load_planner(point.folder, inputs["sid_table"])
+        played[point.name] = play(model, tokenizer, test, np.arange(len(test)), label=f"{point.name}: test")
+    thresholds = fit_thresholds(validation.cache, chosen.cost_weight)
+    learned = LearnedRouter.fit(routing, chosen.cost_weight).route(test)
+    metrics = {"cost_weight": chosen.cost_weight, "cost_ceiling": ceiling, "planners": len(points)}
+    metrics |= routing_metrics(test.cache, thresholds, played[chosen.name])
+    metrics |= described("learned", learned, test.cache)
+    for point in points:
+        metrics |= _point_metrics(point, by_planner(played[point.name]), played[point.name], test.cache)
+        for signal in SIGNALS:
+            router = ThresholdRouter.fit(validation.cache, signal, point.cost_weight)
+            metrics |= described(f"{signal}@{point.cost_weight:g}", router.route(test.cache), test.cache)
+    planner = by_planner(played[chosen.name])
+    metrics |= routing_groups(test, planner) | limits(test, planner, learned)
+    return metrics | aims(metrics), chosen
+
+
+def frontier_latency(chosen: Point, inputs: Inputs, requests: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`latency/...` of the chosen planner and of every tool (see `planner_latency`), and the aims with those on it."""
+    model, tokenizer = load_planner(chosen.folder, inputs["sid_table"])
+    found = planner_latency(model, tokenizer, {**inputs, "model": chosen.folder}, requests)
+    return found | aims({**metrics, **found})
+
+
+def _point_metrics(point: Point, routed: Routed, rollouts: list[Rollout], cache: ToolCache) -> dict[str, Any]:
+    found = described(point.name, routed, cache) | own_costs(point.name, routed, rollouts)
+    known = {"validation_ndcg@10": point.ndcg, "validation_cost_share": point.cost_share}
+    return found | {f"{point.name}/{name}": value for name, value in known.items()}

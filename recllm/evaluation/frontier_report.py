@@ -1,0 +1,188 @@
+"""The frontier as a person sees it: one table of all routers, the aims, what limits the planner, and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from recllm.evaluation.aims import best_fixed
+from recllm.evaluation.latency import latency_table
+from recllm.evaluation.report import blank_figure, interval_text, save_figure
+from recllm.evaluation.routing import FIXED, QUALITIES, SIGNALS
+from recllm.evaluation.routing_groups import group_table
+from recllm.planner.texts import TOOLS
+
+_MEGA = 1e6
+_SINGLES = (*FIXED, "random_mix", *SIGNALS, "learned", "oracle")
+AIMS = {
+    "over_best_fixed": "NDCG@10 over the best fixed tool",
+    "over_random_mix": "NDCG@10 over random mixing at equal shares",
+    "tools_cost_share": "tools' cost, share of always-reason's",
+    "total_cost_share": "cost with the planner's own tokens, share of always-reason's",
+    "p50_ms": "p50 end to end, ms (bound: always-reason)",
+    "p95_ms": "p95 end to end, ms (bound: always-reason)",
+    "largest_share": "largest share of one tool",
+    "slow_share_off": "distance of the slow share from the published .148",
+    "decisive_agreement": "agreement with the oracle on decisive users",
+}
+
+
+def weights_of(metrics: Mapping[str, Any]) -> list[float]:
+    """The cost weights whose planners a report holds, rising."""
+    names = (key.split("/")[0] for key in metrics if key.startswith("planner@"))
+    return sorted({float(name.removeprefix("planner@")) for name in names})
+
+
+def frontier_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Head and one row a router: qualities with intervals, cost in MFLOPs and as a share of always-reason's, slow
+    share, agreement. The chosen planner is named `planner`, the others by their weights."""
+    head = ["router", *(name.replace("ndcg", "NDCG").replace("recall", "Recall") for name in QUALITIES)]
+    head += ["tools MFLOPs", "with own", "of reason", *TOOLS, "oracle", "decisive"]
+    others = [f"planner@{weight:g}" for weight in weights_of(metrics) if weight != metrics["cost_weight"]]
+    return [head, *(_row(metrics, name) for name in ("planner", *others, *_SINGLES))]
+
+
+def _row(metrics: Mapping[str, Any], name: str) -> list[str]:
+    total = metrics.get(f"{name}/total_cost", metrics[f"{name}/cost"])
+    decisive = metrics[f"{name}/decisive_agreement"]
+    title = f"planner, weight {metrics['cost_weight']:g} (chosen)" if name == "planner" else name
+    return [
+        title.replace("@", ", weight "),
+        *(_short(metrics, f"{name}/{quality}") for quality in QUALITIES),
+        f"{metrics[f'{name}/cost'] / _MEGA:,.1f}",
+        f"{total / _MEGA:,.1f}",
+        f"{total / metrics['always_reason/cost']:.0%}",
+        *(f"{metrics[f'{name}/share_{tool}']:.1%}" for tool in TOOLS),
+        f"{metrics[f'{name}/oracle_agreement']:.1%}",
+        "-" if decisive is None else f"{decisive:.1%}",
+    ]
+
+
+def _short(metrics: Mapping[str, Any], name: str) -> str:
+    return interval_text(metrics, name).replace("0.", ".")
+
+
+def aim_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Head and one row an aim: figure, bound, and whether it is kept or by how much it is missed."""
+    rows = [["aim", "figure", "bound", ""]]
+    for name, title in AIMS.items():
+        if f"aim/{name}" in metrics:
+            value, bound, slack = (metrics[f"aim/{name}{end}"] for end in ("", "/bound", "/slack"))
+            said = "kept" if slack >= 0 else f"missed by {-slack:.4g}"
+            figure = interval_text(metrics, f"planner/{name}") if f"planner/{name}_lo" in metrics else f"{value:.4g}"
+            rows.append([title, figure, f"{bound:.4g}", said])
+    return rows
+
+
+def limit_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Head and one row a tool: what it adds for the oracle, and how well each signal tells where it is right."""
+    named = [key.removeprefix("limit/auc_reason_") for key in metrics if key.startswith("limit/auc_reason_")]
+    rows = [["tool", "adds NDCG@10", "oracle's share", *(f"AUC {name.replace('_', ' ')}" for name in named)]]
+    for tool in TOOLS:
+        shares = [f"{metrics[f'limit/oracle_share_{tool}']:.1%}"] if named else ["-"]
+        areas = (f"{metrics[f'limit/auc_{tool}_{name}']:.3f}" for name in named)
+        rows.append([tool, f"{metrics[f'limit/adds_{tool}']:.4f}", *shares, *areas])
+    return rows
+
+
+def markdown(metrics: Mapping[str, Any], title: str) -> str:
+    """The whole report as a page of Markdown."""
+    best = best_fixed(metrics)
+    said = (
+        f"Test targets, n = {metrics['n']:,}, whole catalogue, seen items excluded, 95% bootstrap intervals. The cost "
+        f"weight {metrics['cost_weight']:g} was chosen on validation: the best NDCG@10 of {metrics['planners']} "
+        f"planners whose tools cost at most {metrics['cost_ceiling']:.0%} of always-reason's. Best fixed tool: {best}. "
+        f"Headroom of the oracle over it: {interval_text(metrics, 'headroom')}; {metrics['limit/decisive_share']:.1%} "
+        "of the users are decisive."
+    )
+    parts = [f"# {title}", said, _table(frontier_rows(metrics)), "## Aims", _table(aim_rows(metrics))]
+    if "limit/learned_decisive_agreement" in metrics:
+        parts += ["## What limits the planner", _limits_text(metrics), _table(limit_rows(metrics))]
+    return "\n\n".join([*parts, *_console_parts(metrics)]) + "\n"
+
+
+def _limits_text(metrics: Mapping[str, Any]) -> str:
+    return (
+        "`adds`: what the oracle loses without the tool. AUC: how well a signal tells, among decisive users, those "
+        "whose tool this is; .5 is chance. `learned` are boosted trees fitted on these signals of the routing fold: "
+        f"they agree with the oracle on {metrics['limit/learned_decisive_agreement']:.1%} of the decisive users, so "
+        "this is about how far the signals lead."
+    )
+
+
+def _console_parts(metrics: Mapping[str, Any]) -> Iterable[str]:
+    tables = [group_table(metrics)]
+    timed = {name.removeprefix("latency/"): value for name, value in metrics.items() if name.startswith("latency/")}
+    tables += [latency_table(timed)] if timed else []
+    for table in tables:
+        console = Console(width=170, record=True, file=_Nowhere())
+        console.print(table)
+        yield f"```\n{console.export_text().rstrip()}\n```"
+
+
+class _Nowhere:
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def plot_planners(metrics: Mapping[str, Any], folder: Path) -> None:
+    """`frontier.png` and `frontier.svg`: NDCG@10 against the tools' cost on a logarithmic axis.
+
+    Planners by weight as stars, hollow where their own tokens count too; threshold routers by the same weights as
+    lines; what random mixing of retrieve with each other tool gives as dashed ones; the oracle as a triangle.
+    """
+    figure, axes = blank_figure("cost a user, MFLOPs", "NDCG@10")
+    weights = weights_of(metrics)
+
+    def at(name: str, cost: str = "cost") -> tuple[float, float]:
+        return metrics[f"{name}/{cost}"] / _MEGA, metrics[f"{name}/ndcg@10"]
+
+    start = at("always_retrieve")
+    for number, name in enumerate(FIXED[1:]):
+        end, label = at(name), "random mixing" if number == 0 else None
+        costs = np.geomspace(start[0], end[0], 60)
+        line = np.interp(costs, [start[0], end[0]], [start[1], end[1]])
+        axes.plot(costs, line, "--", color="0.6", linewidth=1, label=label)
+    for signal, marker in zip(SIGNALS, "sD", strict=True):
+        points = sorted({at(f"{signal}@{weight:g}") for weight in weights})
+        axes.plot(*zip(*points, strict=True), f"{marker}-", markersize=4, linewidth=1, label=f"{signal} threshold")
+    singles = {**dict.fromkeys(FIXED, "o"), "learned": "P", "oracle": "^"}
+    for name, marker in singles.items():
+        _errorbar(axes, metrics, name, *at(name), fmt=marker, markersize=7)
+    for weight in weights:
+        name = f"planner@{weight:g}"
+        mine = weight == metrics["cost_weight"]
+        axes.plot(*at(name, "total_cost"), "*", markersize=13, markerfacecolor="none", color="tab:red")
+        axes.annotate(f"{weight:g}", at(name), textcoords="offset points", xytext=(6, 6), fontsize=8, color="tab:red")
+        if mine:
+            _errorbar(axes, metrics, name, *at(name), fmt="*", markersize=14, color="tab:red", said="planner, chosen")
+        else:
+            axes.plot(*at(name), "*", markersize=10, color="tab:pink")
+    axes.plot([], [], "*", markersize=10, color="tab:pink", label="planner, other weights")
+    axes.plot([], [], "*", markersize=10, markerfacecolor="none", color="tab:red", label="with its own tokens")
+    axes.set_xscale("log")
+    axes.legend(fontsize=7, loc="best")
+    for ending in ("png", "svg"):
+        save_figure(figure, folder / f"frontier.{ending}")
+
+
+def _errorbar(
+    axes: Any, metrics: Mapping[str, Any], name: str, x: float, y: float, said: str = "", **style: Any
+) -> None:
+    low, high = metrics[f"{name}/ndcg@10_lo"], metrics[f"{name}/ndcg@10_hi"]
+    spread = [[max(0.0, y - low)], [max(0.0, high - y)]]  # rounding may put an end past the mean
+    axes.errorbar(x, y, yerr=spread, capsize=3, label=said or name, **style)
