@@ -87,7 +87,8 @@ def judge(kind: str, facts: Mapping[str, Any], answer: Answer, titles: TitleInde
     body = text.rpartition(CONCLUSION)[0] if CONCLUSION in text else text
     if any(label not in cited for label in _LABEL.findall(text)):
         return Verdict("unknown_label")
-    if reason := _titles_fault(kind, body, cited, explained, titles):
+    named = [*explained["categories"], *facts["shared"]]
+    if reason := _titles_fault(kind, body, cited, named, explained, titles):
         return Verdict(reason)
     if reason := _category_fault(text, explained["categories"]):
         return Verdict(reason)
@@ -129,7 +130,12 @@ def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 
 def _titles_fault(
-    kind: str, body: str, cited: Mapping[str, str], explained: Mapping[str, Any], titles: TitleIndex
+    kind: str,
+    body: str,
+    cited: Mapping[str, str],
+    categories: Sequence[str],
+    explained: Mapping[str, Any],
+    titles: TitleIndex,
 ) -> str | None:
     """A title that is not of the evidence, or, before the answer, the one that is to be found."""
     own = {title_key(title) for title in cited.values()}
@@ -142,8 +148,8 @@ def _titles_fault(
         # One short word (a film called It) stands in many honest sentences.
         if (inside and (len(target) > 1 or len(target[0]) > 3)) or target in quoted:
             return "leaks_title"
-    # A known title may be part of a longer one that is cited.
-    parts = {part for key in own for part in _parts(key)}
+    # A known title may be part of a longer one that is cited, or the name of a category.
+    parts = {part for key in own | {_words(name) for name in categories} for part in _parts(key)}
     return "unknown_title" if mentioned - own - parts - {target} else None
 
 

@@ -93,6 +93,19 @@ def test_a_known_title_of_the_catalogue_outside_the_evidence_is_a_citation():
     assert judge(NEXT, FACTS, Answer(text, 0, 0, "stop"), index, Rules()).reason == "unknown_title"
 
 
+def test_the_name_of_a_category_is_no_citation_even_where_an_item_is_called_so():
+    index = TitleIndex([*TITLES, "Industrial & Scientific", "Sci Fi"])
+    facts = copy.deepcopy(PAIR_FACTS)
+    for item in facts["items"]:
+        item["categories"] = ["Industrial & Scientific", "Staples"]
+    facts["shared"] = ["Industrial & Scientific", "Staples"]
+    answer = Answer(write_pair(facts), 0, 0, "stop")
+    assert "both Industrial & Scientific and Staples" in answer.text
+    assert judge(PAIR, facts, answer, index, Rules()).reason is None
+    # of no item of this evidence, so it is a citation again
+    assert judge(PAIR, PAIR_FACTS, answer, index, Rules()).reason == "unknown_title"
+
+
 def test_a_text_that_was_cut_off_is_dropped_whatever_it_says():
     text = "After [H2] the user wants more.\nCategory: War"
     assert verdict(text).reason is None and verdict(text, "length").reason == "cut_off"
