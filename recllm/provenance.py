@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recllm.machine import device_name, git, peak_memory_gib, versions
+
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 SCHEMA = 1
-_VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mergekit", "polars", "numpy")
 # Written while a recipe works and not part of what it delivers.
 _NOT_DELIVERED = ("checkpoint", "logs", ".staging")
 _SECRETS = ("hub_token", "token", "api_key")
@@ -151,38 +147,6 @@ def plain_config(*configs: Any) -> dict[str, Any]:
     return json.loads(json.dumps(merged, default=str))
 
 
-def peak_memory_gib() -> float:
-    """Largest resident set of this process so far, in GiB."""
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes / (1 << (30 if sys.platform == "darwin" else 20))
-
-
-def _git(*arguments: str) -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None  # an installed wheel has no checkout
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _device() -> str:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"cpu ({os.cpu_count()} cores)"
-
-
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     # Inputs are known by their content; the paths that led to them do not matter.
     kept = {k: v for k, v in config.items() if k not in _NOT_IDENTITY and k not in inputs}
@@ -292,17 +256,17 @@ class RunRecord:
 
     def draft(self) -> dict[str, Any]:
         """What `run.json` will hold, but for the fingerprint of the folder."""
-        status = _git("status", "--porcelain", "--untracked-files=no")
+        status = git("status", "--porcelain", "--untracked-files=no")
         return {
             "schema": SCHEMA,
             "recipe": self.recipe,
             "config": self.config,
             "inputs": self.inputs,
             "seed": self.config.get("seed"),
-            "git_sha": _git("rev-parse", "HEAD"),
+            "git_sha": git("rev-parse", "HEAD"),
             "git_dirty": None if status is None else bool(status),
-            "versions": _versions(),
-            "device": _device(),
+            "versions": versions(),
+            "device": device_name(),
             "wall_seconds": round(time.time() - self.started, 3),
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **self.extra,

@@ -71,7 +71,7 @@ def limits(bench: Bench, planner: Routed, learned: Routed) -> dict[str, float]:
     """
     cache = bench.cache
     oracle_E, decisive_E = oracle_tools(cache), decisive(cache)
-    best = by_tool(cache, oracle_E).ndcg_E.mean()
+    best = by_tool(cache, oracle_E).value_E.mean()
     metrics = {"limit/decisive_share": float(decisive_E.mean())}
     for place, tool in enumerate(TOOLS):
         others_PE = np.delete(cache.ndcg_PE, place, axis=0)

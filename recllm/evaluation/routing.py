@@ -41,7 +41,7 @@ class Routed:
     share_PE: np.ndarray
 
     @property
-    def ndcg_E(self) -> np.ndarray:
+    def value_E(self) -> np.ndarray:
         """NDCG@10 of each example."""
         return self.qualities[f"ndcg@{CUT}"]
 
@@ -154,7 +154,7 @@ def headroom(cache: ToolCache) -> dict[str, float]:
     Where the interval holds 0 the tools are not complementary, and no planner can help.
     """
     best_E = cache.ndcg_PE[int(cache.ndcg_PE.mean(1).argmax())]
-    return flat("headroom", paired_interval(by_tool(cache, oracle_tools(cache)).ndcg_E, best_E))
+    return flat("headroom", paired_interval(by_tool(cache, oracle_tools(cache)).value_E, best_E))
 
 
 def routing_metrics(
@@ -192,15 +192,15 @@ def own_costs(name: str, planner: Routed, rollouts: list[Rollout]) -> dict[str, 
 
 def _planner_extras(found: Mapping[str, Routed], rollouts: list[Rollout]) -> dict[str, Any]:
     planner = found["planner"]
-    best = max(FIXED, key=lambda name: found[name].ndcg_E.mean())
-    points = [(float(found[name].cost_E.mean()), float(found[name].ndcg_E.mean())) for name in (FIXED[0], best)]
+    best = max(FIXED, key=lambda name: found[name].value_E.mean())
+    points = [(float(found[name].cost_E.mean()), float(found[name].value_E.mean())) for name in (FIXED[0], best)]
     line = float(line_at(float(planner.cost_E.mean()), *points)) if best != FIXED[0] else points[0][1]
     return {
         **own_costs("planner", planner, rollouts),
         "planner/faulty_share": float(np.mean([rollout.faults > 0 for rollout in rollouts])),
         "planner/line_ndcg": line,
-        "planner/above_line": float(planner.ndcg_E.mean()) - line,
-        **flat("planner/over_best_fixed", paired_interval(planner.ndcg_E, found[best].ndcg_E)),
-        **flat("planner/over_random_mix", paired_interval(planner.ndcg_E, found["random_mix"].ndcg_E)),
-        "planner/regret": float((found["oracle"].ndcg_E - planner.ndcg_E).mean()),
+        "planner/above_line": float(planner.value_E.mean()) - line,
+        **flat("planner/over_best_fixed", paired_interval(planner.value_E, found[best].value_E)),
+        **flat("planner/over_random_mix", paired_interval(planner.value_E, found["random_mix"].value_E)),
+        "planner/regret": float((found["oracle"].value_E - planner.value_E).mean()),
     }

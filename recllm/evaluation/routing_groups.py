@@ -47,7 +47,7 @@ def routing_groups(bench: Bench, routed: Routed) -> dict[str, float]:
     `by/<feature>/<group>/`: `n`, `from` and `to` (ends of the feature), `share_<tool>`, `ndcg@10` and `gain`, NDCG@10
     over always retrieving, both with intervals. A group without examples is left out.
     """
-    base_E = by_tool(bench.cache, np.int64(TOOLS.index("retrieve"))).ndcg_E
+    base_E = by_tool(bench.cache, np.int64(TOOLS.index("retrieve"))).value_E
     metrics: dict[str, float] = {}
     for feature, values_E in features(bench).items():
         third_E = thirds(values_E)
@@ -60,8 +60,8 @@ def routing_groups(bench: Bench, routed: Routed) -> dict[str, float]:
             ends = {"from": values_E[rows].min(), "to": values_E[rows].max()}
             metrics |= {f"{name}/n": len(rows), **{f"{name}/{end}": float(value) for end, value in ends.items()}}
             metrics |= {f"{name}/share_{tool}": share for tool, share in shares.items()}
-            metrics |= flat(f"{name}/ndcg@{CUT}", mean_interval(routed.ndcg_E[rows]))
-            metrics |= flat(f"{name}/gain", paired_interval(routed.ndcg_E[rows], base_E[rows]))
+            metrics |= flat(f"{name}/ndcg@{CUT}", mean_interval(routed.value_E[rows]))
+            metrics |= flat(f"{name}/gain", paired_interval(routed.value_E[rows], base_E[rows]))
     return metrics
 
 

@@ -52,6 +52,17 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
     )
 
 
+def without_tool(folder: str | Path, tool: str, target: str | Path) -> int:
+    """Write a cache to `target` in which a tool answers what retrieve answers, at its own cost; returns its rows."""
+    frame = pl.read_parquet(Path(folder) / FILE)
+    found = ["items", "scores", "margin"]
+    retrieved = frame.filter(pl.col("tool") == "retrieve").select("role", "row", *found)
+    replaced = frame.filter(pl.col("tool") == tool).drop(found).join(retrieved, ["role", "row"], validate="1:1")
+    others = frame.filter(pl.col("tool") != tool)
+    pl.concat([others, replaced.select(frame.columns)]).write_parquet(Path(target) / FILE)
+    return len(replaced)
+
+
 def list_entropy(scores_EK: np.ndarray) -> np.ndarray:
     """Entropy in nats of the softmax of each list's scores, float32 `E`: 0 for a tool sure of one item, ln K for one
     that holds all of its K for equal. Scores that are not finite (items that were not found) do not count."""

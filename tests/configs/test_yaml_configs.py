@@ -30,6 +30,7 @@ ONE_SCALE = {
     "taobao_mm": "it reads real files; its tests write small ones",
     "publish": "it sends a finished folder; what it sends is on the command line",
     "evaluate": "it evaluates a finished folder; which one is on the command line",
+    "ablate_tool": "it has no settings; which cache and which tool is on the command line",
     "evaluate_frontier": "it evaluates finished folders; which ones is on the command line",
     "evaluate_recommender": "it evaluates a finished folder; which one is on the command line",
 }

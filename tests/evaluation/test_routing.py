@@ -53,7 +53,7 @@ def check(routed, cache, tools, looked=False):
         values = np.array([outcome(cache, int(tool), e, cut)[:2] for e, tool in enumerate(tools)])
         assert np.allclose(routed.qualities[f"ndcg@{cut}"], values[:, 0])
         assert np.array_equal(routed.qualities[f"recall@{cut}"], values[:, 1])
-    assert np.array_equal(routed.ndcg_E, routed.qualities["ndcg@10"])
+    assert np.array_equal(routed.value_E, routed.qualities["ndcg@10"])
     assert np.allclose(routed.cost_E, expected[:, 2])
     assert np.array_equal(routed.share_PE.argmax(0), tools) and np.array_equal(
         routed.share_PE.sum(0), np.ones(len(tools))
@@ -75,11 +75,11 @@ def test_every_router_matches_its_twin(cache):
 
 
 def test_no_router_beats_the_oracle(cache):
-    oracle_E = by_tool(cache, oracle_tools(cache)).ndcg_E
+    oracle_E = by_tool(cache, oracle_tools(cache)).value_E
     shares_PE = np.random.default_rng(1).dirichlet(np.ones(3), len(cache)).T
     rivals = [*routers(cache, THRESHOLDS).values(), by_share(cache, shares_PE), random_mix(cache, shares_PE.mean(1))]
     for routed in rivals:
-        assert (routed.ndcg_E <= oracle_E + 1e-12).all()
+        assert (routed.value_E <= oracle_E + 1e-12).all()
 
 
 def test_random_mixing_is_what_drawing_gives_on_average(cache):
@@ -87,11 +87,11 @@ def test_random_mixing_is_what_drawing_gives_on_average(cache):
     mixed = random_mix(cache, share_P)
     for e in range(len(cache)):
         expected = sum(share_P[p] * np.array(outcome(cache, p, e)) for p in range(3))
-        assert [mixed.ndcg_E[e], mixed.qualities["recall@10"][e], mixed.cost_E[e]] == pytest.approx(expected.tolist())
+        assert [mixed.value_E[e], mixed.qualities["recall@10"][e], mixed.cost_E[e]] == pytest.approx(expected.tolist())
     assert np.allclose(mixed.share_PE.mean(1), share_P)
     draws = np.random.default_rng(0).choice(3, size=(4000, len(cache)), p=share_P)
     drawn = cache.ndcg_PE[draws, np.arange(len(cache))].mean()
-    assert mixed.ndcg_E.mean() == pytest.approx(drawn, abs=0.005)
+    assert mixed.value_E.mean() == pytest.approx(drawn, abs=0.005)
     oracle_E = oracle_tools(cache)
     assert np.array_equal(mixed.agreement(oracle_E), share_P[oracle_E])
 
@@ -129,7 +129,7 @@ def test_the_margin_router_finds_a_planted_threshold(worlds):
     cache = worlds.planted(ranks, margin_PE=np.tile(margins, (3, 1)))
     fitted = ThresholdRouter.fit(cache, "margin", 0.05)
     assert (fitted.low, fitted.high) == (2, 0)
-    assert fitted.route(cache).ndcg_E.mean() == 1.0
+    assert fitted.route(cache).value_E.mean() == 1.0
     dear = ThresholdRouter.fit(cache, "margin", 100.0)  # at this price nobody reasons
     assert dear.route(cache).share_PE[2].sum() == 0
 
@@ -273,7 +273,7 @@ def test_a_planners_shorter_list_counts_as_it_is(worlds):
     envs[0].retrieve(3)
     envs[1].retrieve(5)
     routed = by_planner([SimpleNamespace(env=env) for env in envs])
-    assert routed.qualities["recall@10"].tolist() == [0, 1] and routed.ndcg_E.tolist() == [
+    assert routed.qualities["recall@10"].tolist() == [0, 1] and routed.value_E.tolist() == [
         0,
         pytest.approx(1 / math.log2(6)),
     ]

@@ -6,7 +6,17 @@ from recllm.data.interactions import Sequences
 from recllm.data.splits import make_split
 from recllm.metrics.ranking import ndcg_at_k
 from recllm.tools.answer import ToolAnswer
-from recllm.tools.cache import DEPTH, FILE, ROLES, TOOL_NAMES, ToolCache, cache_frame, examples_of
+from recllm.tools.cache import (
+    DEPTH,
+    FILE,
+    ROLES,
+    TOOL_NAMES,
+    ToolCache,
+    cache_frame,
+    examples_of,
+    list_entropy,
+    without_tool,
+)
 
 ITEMS = 90
 
@@ -51,6 +61,7 @@ def test_what_is_written_is_read(tmp_path):
             np.testing.assert_array_equal(cache.items_PEK[place], answer.items_EK)
             np.testing.assert_array_equal(cache.margin_PE[place], answer.margin_E)
             np.testing.assert_array_equal(cache.cost_PE[place], answer.cost_E)
+            np.testing.assert_array_equal(cache.entropy_PE[place], list_entropy(answer.scores_EK))
     assert cache.items_PEK.dtype == np.int32 and cache.cost_PE.dtype == np.int64
 
 
@@ -135,6 +146,40 @@ def test_margin_digits_are_the_deciles_of_half_a(tmp_path):
         for row in range(0, len(cache), 7):
             below = np.mean(margin_E < cache.margin_PE[tool, row])
             assert abs(below * 10 - (digits[row] + 0.5)) <= 0.5 + 10 / len(margin_E)
+
+
+def test_entropy_is_that_of_the_softmax_of_what_was_found():
+    rng = np.random.default_rng(0)
+    scores_EK = rng.normal(scale=4, size=(200, DEPTH)).astype(np.float32) + 1000
+    scores_EK[::3, 7:] = -np.inf
+    for scores_K, entropy in zip(scores_EK, list_entropy(scores_EK), strict=True):
+        finite = scores_K[np.isfinite(scores_K)].astype(np.float64)
+        weight = np.exp(finite - finite.max())
+        weight /= weight.sum()
+        assert entropy == pytest.approx(-(weight * np.log(weight)).sum(), abs=1e-5)
+    equal, sure, one, none = np.zeros(5), np.array([0, *[-1e9] * 4]), np.array([3, *[-np.inf] * 4]), np.full(5, -np.inf)
+    found = list_entropy(np.stack([equal, sure, one, none]).astype(np.float32))
+    assert found.tolist() == [pytest.approx(np.log(5)), 0, 0, 0]
+
+
+@pytest.mark.parametrize("tool", ["rank", "reason"])
+def test_a_tool_that_is_taken_out_answers_what_retrieve_answers_at_its_own_cost(tmp_path, tool):
+    from recllm.planner.labels import oracle_tools
+
+    split = world()
+    make_cache(tmp_path, split)
+    (tmp_path / "less").mkdir()
+    assert without_tool(tmp_path, tool, tmp_path / "less") == sum(len(examples_of(split, role)) for role in ROLES)
+    place = TOOL_NAMES.index(tool)
+    others = [p for p in range(3) if p != place]
+    for role in ROLES:
+        whole, less = ToolCache.load(tmp_path, role, split), ToolCache.load(tmp_path / "less", role, split)
+        for name in ("items_PEK", "margin_PE", "entropy_PE", "cost_PE", "edges_P9"):
+            np.testing.assert_array_equal(getattr(less, name)[others], getattr(whole, name)[others])
+            source = place if name == "cost_PE" else 0
+            np.testing.assert_array_equal(getattr(less, name)[place], getattr(whole, name)[source])
+        cheap = less.cost_PE[0] < less.cost_PE[place]
+        assert not (oracle_tools(less)[cheap] == place).any() and cheap.any()
 
 
 def test_margins_by_hand():
