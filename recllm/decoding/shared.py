@@ -119,7 +119,7 @@ class SharedPrompt:
         padded = min(lengths) < longest
         inputs = {"attention_mask": self.mask_BT.long()} if padded else {}
         position_BT = (torch.arange(longest, device=device)[None] - (longest - self.length_B[:, None])).clamp_min(0)
-        self.hidden_B1D = self._forward(input_ids=ids_BT, position_ids=position_BT, **inputs)[:, -1:]
+        self.hidden_B1D = self.forward(input_ids=ids_BT, position_ids=position_BT, **inputs)[:, -1:]
         # Of the columns that `extend` added, those that each live continuation descends from.
         self.own_BKX = torch.zeros(len(lengths), 1, 0, dtype=torch.bool, device=device)
         self.depth = 0
@@ -138,9 +138,10 @@ class SharedPrompt:
         bias_B1KT = torch.zeros_like(seen_BKT, dtype=dtype).masked_fill_(~seen_BKT, torch.finfo(dtype).min)[:, None]
         position_BK = (self.length_B + self.depth)[:, None].expand(-1, width)
         self.depth += 1
-        return self._forward(input_ids=token_BK, attention_mask=bias_B1KT, position_ids=position_BK)
+        return self.forward(input_ids=token_BK, attention_mask=bias_B1KT, position_ids=position_BK)
 
-    def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of more tokens after what the cache holds; `inputs` as the decoder takes them."""
         return self.decoder(**inputs, **{self._cache_argument: self.cache}, use_cache=True).last_hidden_state
 
     def spread(self, prompt_S: torch.Tensor) -> None:

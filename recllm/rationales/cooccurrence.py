@@ -25,6 +25,7 @@ import numpy as np
 import scipy.sparse as sp
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
 
 from recllm.backbones.priors import normed, pairs, sparse_arrays, sparse_table, strongest
 from recllm.data.interactions import Sequences
@@ -174,7 +175,9 @@ def item_sets(fold: Sequences, items: int) -> sp.csr_matrix:
 def swing(owned_UN: sp.csr_matrix, options: CooccurrenceOptions) -> sp.csr_matrix:
     """Swing of the users' item sets in the form that `options` names."""
     if options.swing == "pair":
-        return _kept_by_row(_pair_sums(owned_UN, options.alpha).rows, owned_UN.shape[1], options.topk)
+        with threadpool_limits(1, user_api="blas"):  # on squares so small a second thread waits more than it works
+            sums = _pair_sums(owned_UN, options.alpha)
+        return _kept_by_row(sums.rows, owned_UN.shape[1], options.topk)
     users_NU = owned_UN.T.tocsr()
     share_UN = sp.diags(1.0 / (options.alpha + np.maximum(np.diff(owned_UN.indptr), 1))) @ owned_UN
 
@@ -239,9 +242,8 @@ def _pair_sums(owned_UN: sp.csr_matrix, alpha: float) -> _Sums:
         chosen_C = np.flatnonzero(common_V >= 2)
         if len(chosen_C):
             root_C = np.sqrt(weight_U[user] * weight_U[chosen_C] / (alpha + common_V[chosen_C]))
-            place_V = np.full(user, len(chosen_C))
+            place_V, column_P = np.full(user, len(chosen_C)), np.repeat(np.arange(len(items_I)), count_I)
             place_V[chosen_C] = np.arange(len(chosen_C))
-            column_P = np.repeat(np.arange(len(items_I)), count_I)
             sums.add(items_I, _gram(place_V[user_P], column_P, root_C, len(items_I), scratch_Q))
     return sums
 

@@ -60,7 +60,7 @@ def read_branches(
     position_BX = shared.length_B[:, None] + torch.arange(tokens, device=model.device).repeat(width)
     # `SharedPrompt.extend` adds a token a call; this is the same for all tokens in one.
     inputs = {"input_ids": branch_BKC.flatten(1), "attention_mask": bias_B1XT, "position_ids": position_BX}
-    hidden_BXD = shared._forward(**inputs)
+    hidden_BXD = shared.forward(**inputs)
     return hidden_BD, hidden_BXD.unflatten(1, (width, tokens))
 
 

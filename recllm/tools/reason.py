@@ -83,7 +83,7 @@ class Reason:
         cost_E = np.zeros(len(examples), dtype=np.int64)
         order_E = np.argsort(examples.lengths_E, kind="stable")
         chunks = np.split(order_E, np.arange(batch_size, len(order_E), batch_size))
-        for rows in track(chunks, description=f"{label} x {len(examples)}"):
+        for rows in track(chunks, description=f"{label} x {len(examples)}", disable=len(chunks) < 2):
             prompts = self.prompts(examples, rows)
             thoughts, written = self.think(prompts)
             texts = [prompt + thought for prompt, thought in zip(prompts, thoughts, strict=True)]

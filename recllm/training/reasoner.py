@@ -12,7 +12,6 @@ from recllm.data.catalog import Catalog
 from recllm.data.prompts import reasoner_prompt
 from recllm.data.splits import Examples, load_split
 from recllm.data.text import neutralise
-from recllm.decoding.trie import SidTrie
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 from recllm.provenance import RunRecord
 from recllm.recommender.hard import hard_examples
@@ -23,18 +22,16 @@ from recllm.sid.table import SidTable
 from recllm.tools.reason import Reason
 from recllm.tools.retrieve import Retrieve
 from recllm.training.callbacks import ZERO_VARIANCE, Alarm
-from recllm.training.grpo import prompts_per_step, schedule
 from recllm.training.reasoner_rollout import ThoughtRollout
 from recllm.training.recommender import (
     TOP,
     Groups,
-    check_end,
     check_settings,
+    in_schedule,
     make_ready,
+    start_from,
     train_and_grade,
-    without_attention_dropout,
 )
-from recllm.training.recommender_rollout import answer_end
 from recllm.training.validation import evaluating
 
 if TYPE_CHECKING:
@@ -70,33 +67,26 @@ def build_reasoner_trainer(
     """
     from trl import GRPOTrainer
 
-    from recllm.training.sft import load_model, peft_config, sid_row_ids
-
     check_weights(weights, table.levels)
     check_settings(training_args, Groups("independent"), len(np.unique(table.codes_NL, axis=0)), drawn=("top_p",))
     used = {name: weight for name, weight in weights.items() if weight}
-    tokenizer, model = load_model(model_args)
-    if training_args.disable_dropout:
-        without_attention_dropout(model)
-    end = answer_end(tokenizer, table.text(0))
-    check_end(training_args, end)
+    start = start_from(model_args, training_args, table)
     training_args.reward_weights = list(used.values())
-    training_args.shuffle_dataset = False
-    training_args.max_completion_length = think_tokens + 1 + table.levels + len(end)  # a divisor of the dr_grpo loss
+    # A divisor of the dr_grpo loss.
+    training_args.max_completion_length = think_tokens + 1 + table.levels + len(start.end)
     names = CategoryNames([[neutralise(name) for name in row] for row in catalog.categories])
-    beam = RolloutBeam.over(model, tokenizer, table, BEAMS)
-    per_step = prompts_per_step(training_args)
+    beam = RolloutBeam.over(start.model, start.tokenizer, table, BEAMS)
     trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=[ThoughtReward(name, tokenizer, table, names, beam) for name in used],
+        model=start.model,
+        reward_funcs=[ThoughtReward(name, start.tokenizer, table, names, beam) for name in used],
         args=training_args,
-        train_dataset=schedule(rows, training_args.max_steps, per_step, training_args.seed),
-        processing_class=tokenizer,
-        rollout_func=ThoughtRollout(SidTrie.from_table(table, tokenizer), end, think_tokens),
-        peft_config=peft_config(model, sid_row_ids(tokenizer, model_args.model_name_or_path), model_args),
+        train_dataset=in_schedule(rows, training_args),
+        processing_class=start.tokenizer,
+        rollout_func=ThoughtRollout(start.trie, start.end, think_tokens),
+        peft_config=start.peft,
         callbacks=[Alarm(ZERO_VARIANCE)],
     )
-    make_ready(trainer)
+    make_ready(trainer, thinking=True)
     return trainer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from recllm.training.validation import ValidationNDCG, evaluating
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 BEAMS = 20
@@ -62,38 +62,62 @@ def build_recommender_trainer(
     Raises:
         ValueError: no term has a weight, a weight is negative, or a setting that the draw cannot honour.
     """
-    from recllm.training.sft import load_model, peft_config, sid_row_ids
-
     used = {name: weight for name, weight in weights.items() if weight}
     if not used or min(used.values()) < 0:
         raise ValueError(f"rewards need weights of at least 0, one of them positive; got {dict(weights)}")
     check_settings(training_args, groups, len(np.unique(table.codes_NL, axis=0)))
-    tokenizer, model = load_model(model_args)
-    if training_args.disable_dropout:
-        without_attention_dropout(model)
-    end = answer_end(tokenizer, table.text(0))
-    check_end(training_args, end)
+    start = start_from(model_args, training_args, table)
     training_args.reward_weights = [*used.values(), *(0.0 for _ in MONITORS)]
-    training_args.shuffle_dataset = False
-    training_args.max_completion_length = table.levels + len(end)  # a divisor of the dr_grpo loss
-    per_step = prompts_per_step(training_args)
-    source = model_args.model_name_or_path
+    training_args.max_completion_length = table.levels + len(start.end)  # a divisor of the dr_grpo loss
     trainer = trainer_class(groups)(
-        model=model,
+        model=start.model,
         reward_funcs=[Reward(name, term, table) for name, term in {**{n: TERMS[n] for n in used}, **MONITORS}.items()],
         args=training_args,
-        train_dataset=schedule(rows, training_args.max_steps, per_step, training_args.seed),
-        processing_class=tokenizer,
-        rollout_func=GroupRollout(SidTrie.from_table(table, tokenizer), end, groups.draw, training_args.seed),
-        peft_config=peft_config(model, sid_row_ids(tokenizer, source), model_args),
+        train_dataset=in_schedule(rows, training_args),
+        processing_class=start.tokenizer,
+        rollout_func=GroupRollout(start.trie, start.end, groups.draw, training_args.seed),
+        peft_config=start.peft,
         callbacks=[*watches, Alarm(ZERO_VARIANCE, OUTSIDE)],
     )
     make_ready(trainer)
     return trainer
 
 
-def make_ready(trainer: GRPOTrainer) -> None:
-    """What has to hold of the trainer's model before the first draw.
+class Start(NamedTuple):
+    """What a trainer that draws sids begins with: `end` are the token ids that follow an answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    peft: Any
+    end: Sequence[int]
+    trie: SidTrie
+
+
+def start_from(model_args: ModelConfig, training_args: GRPOConfig, table: SidTable) -> Start:
+    """Load the model that is to be trained on draws over the table's trie.
+
+    Raises:
+        ValueError: completions would have no end where truncated ones are masked.
+    """
+    from recllm.training.sft import load_model, peft_config, sid_row_ids
+
+    tokenizer, model = load_model(model_args)
+    if training_args.disable_dropout:
+        without_attention_dropout(model)
+    end = answer_end(tokenizer, table.text(0))
+    check_end(training_args, end)
+    peft = peft_config(model, sid_row_ids(tokenizer, model_args.model_name_or_path), model_args)
+    return Start(tokenizer, model, peft, end, SidTrie.from_table(table, tokenizer))
+
+
+def in_schedule(rows: Dataset, training_args: GRPOConfig) -> Dataset:
+    """The rows in the order in which a trainer that does not shuffle takes them."""
+    training_args.shuffle_dataset = False
+    return schedule(rows, training_args.max_steps, prompts_per_step(training_args), training_args.seed)
+
+
+def make_ready(trainer: GRPOTrainer, thinking: bool = False) -> None:
+    """What has to hold of the trainer's model before the first draw; `thinking` is whether it writes a thought first.
 
     Raises:
         ValueError: its weights are sliced over processes.
@@ -102,8 +126,10 @@ def make_ready(trainer: GRPOTrainer) -> None:
 
     if sliced():
         raise ValueError("the draw needs whole weights, which FSDP and ZeRO-3 slice: train with DDP or ZeRO-2")
-    # SFT under Qwen3's template teaches to answer after an empty thought, and evaluation asks in the same way.
-    trainer.chat_template_kwargs = {"enable_thinking": False} | (trainer.chat_template_kwargs or {})
+    # SFT under Qwen3's template teaches to answer after an empty thought, and evaluation asks in the same way. A model
+    # that thinks opens its thought itself.
+    asked = {} if thinking else {"enable_thinking": False}
+    trainer.chat_template_kwargs = asked | (trainer.chat_template_kwargs or {})
     name_bias(trainer.model)
 
 

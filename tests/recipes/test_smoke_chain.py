@@ -171,6 +171,17 @@ def test_the_frontier_holds_every_planner_and_names_the_one_that_validation_chos
     assert (folder / "frontier.png").stat().st_size > 10_000 and "<svg" in (folder / "frontier.svg").read_text()
 
 
+def test_the_ablated_cache_ranks_as_retrieve_does(outputs):
+    whole, less = (
+        pl.read_parquet(outputs / name / "cache.parquet") for name in ("tool_cache", "tool_cache_without_rank")
+    )
+    assert metrics(outputs / "tool_cache_without_rank")["replaced_rows"] == (whole["tool"] == "rank").sum()
+    rows = {tool: less.filter(pl.col("tool") == tool).sort("role", "row") for tool in ("retrieve", "rank")}
+    assert rows["rank"]["items"].equals(rows["retrieve"]["items"])
+    costs = whole.filter(pl.col("tool") == "rank").sort("role", "row")["cost"]
+    assert rows["rank"]["cost"].equals(costs)
+
+
 def test_planners_that_were_graded_on_test_do_not_compete(outputs, tmp_path):
     folders = [f"--{name}={outputs / name}" for name in ("dataset", "sid_table", "tool_cache")]
     with pytest.raises(ValueError, match="eval_role validation"):
