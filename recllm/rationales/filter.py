@@ -67,9 +67,13 @@ class TitleIndex:
 
 def title_key(title: str) -> tuple[str, ...]:
     """A title's words in lower case, without what stands in brackets (a year) and with a trailing article in front."""
-    text = re.sub(r"\([^)]*\)", " ", neutralise(title))
+    text = _unbracketed(title)
     moved = re.fullmatch(r"(.*), (The|A|An)\s*", text.strip())
     return _words(f"{moved.group(2)} {moved.group(1)}" if moved else text)[:_LONGEST_TITLE]
+
+
+def _unbracketed(title: str) -> str:
+    return re.sub(r"\([^)]*\)", " ", neutralise(title))
 
 
 def judge(kind: str, facts: Mapping[str, Any], answer: Answer, titles: TitleIndex, rules: Rules) -> Verdict:
@@ -144,7 +148,11 @@ def _titles_fault(
     mentioned = quoted | titles.found(body)
     if kind == NEXT and target and target not in own:
         words = _words(body)
-        inside = any(words[i : i + len(target)] == target for i in range(len(words)))
+        spelled = (
+            target,
+            _words(_unbracketed(explained["title"]))[:_LONGEST_TITLE],
+        )  # "Piano, The" is one as it stands
+        inside = any(words[i : i + len(target)] in spelled for i in range(len(words)))
         # One short word (a film called It) stands in many honest sentences.
         if (inside and (len(target) > 1 or len(target[0]) > 3)) or target in quoted:
             return "leaks_title"

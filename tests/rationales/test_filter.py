@@ -79,6 +79,7 @@ def test_a_faithful_text_becomes_a_thought_with_titles():
         ("After [H2] the user wants more.\nCategory: War!!! buy now", "wrong_category"),
         ("After [H2] surely The Empire Strikes Back.\nCategory: War", "leaks_title"),
         ('After [H2] surely "Empire Strikes Back, The".\nCategory: War', "leaks_title"),
+        ("After [H2] surely Empire Strikes Back, The, comes.\nCategory: War", "leaks_title"),
         ("After [H2] surely THE EMPIRE   strikes back!\nCategory: War", "leaks_title"),
     ],
 )
