@@ -5,7 +5,7 @@ Claim:  on 200 rationales, half of them with one fault each of eight kinds, the 
 Run:    python benchmarks/rationale_filter.py --rationales outputs/planner_frontier/rationales
             --dataset outputs/planner_frontier/dataset --json out.json
 The folder is one of data_prep/rationales.py with the template teacher: its ledger holds each question's evidence and
-the text that was written from it. Honest texts of a template are all alike; `docs/EXPERIMENTS.md` has a language model's.
+the text that was written from it. Honest texts of a template are all alike; docs/EXPERIMENTS.md has a language model's.
 """
 
 import json

@@ -152,7 +152,7 @@ def _titles_fault(
             target,
             _words(_unbracketed(explained["title"]))[:_LONGEST_TITLE],
         )  # "Piano, The" is one as it stands
-        inside = any(words[i : i + len(target)] in spelled for i in range(len(words)))
+        inside = any(words[i : i + len(target)] in (target, filed) for i in range(len(words)))
         # One short word (a film called It) stands in many honest sentences.
         if (inside and (len(target) > 1 or len(target[0]) > 3)) or target in quoted:
             return "leaks_title"
