@@ -148,10 +148,7 @@ def _titles_fault(
     mentioned = quoted | titles.found(body)
     if kind == NEXT and target and target not in own:
         words = _words(body)
-        spelled = (
-            target,
-            _words(_unbracketed(explained["title"]))[:_LONGEST_TITLE],
-        )  # "Piano, The" is one as it stands
+        filed = _words(_unbracketed(explained["title"]))[:_LONGEST_TITLE]  # "Piano, The" as it stands
         inside = any(words[i : i + len(target)] in (target, filed) for i in range(len(words)))
         # One short word (a film called It) stands in many honest sentences.
         if (inside and (len(target) > 1 or len(target[0]) > 3)) or target in quoted:
