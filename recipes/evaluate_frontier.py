@@ -8,7 +8,8 @@ Run: python recipes/evaluate_frontier.py
     --dataset outputs/planner_frontier/dataset --sid_table outputs/planner_frontier/sid_table
     --tool_cache outputs/planner_frontier/tool_cache --output_dir outputs/planner_frontier/report
 Quick: about 20 ms a planner and user on 2 cores.
-Makes: report.md with every router, the aims, and what limits the planner; frontier.png and frontier.svg; metrics.json.
+Makes: report.md with every router, the aims, and what limits the planner; frontier.png and frontier.svg; metrics.json;
+    ranks.parquet for `recllm compare` (roles test, always_retrieve, always_rank and always_reason).
 Expect: see docs/EXPERIMENTS.md.
 """
 
@@ -35,6 +36,7 @@ def main(args: Arguments) -> None:
     from recllm.evaluation.frontier import evaluate_frontier, frontier_latency
     from recllm.evaluation.frontier_report import markdown, plot_planners
     from recllm.evaluation.report import print_routers
+    from recllm.metrics.compare import save_ranks
     from recllm.provenance import RunRecord
 
     inputs = {name: getattr(args, name) for name in ("planners", "dataset", "sid_table", "tool_cache")}
@@ -43,10 +45,11 @@ def main(args: Arguments) -> None:
         print_routers(record.metrics())
         return
 
-    metrics, chosen = evaluate_frontier(args.planners, inputs, args.cost_ceiling)
+    metrics, chosen, ranks = evaluate_frontier(args.planners, inputs, args.cost_ceiling)
     if args.latency_requests:
         metrics |= frontier_latency(chosen, inputs, args.latency_requests, metrics)
 
+    save_ranks(record.folder, ranks)
     plot_planners(metrics, record.folder)
     (record.folder / "report.md").write_text(markdown(metrics, f"Frontier of {Path(args.output_dir).parent.name}"))
     print_routers(metrics)

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from recllm.evaluation.aims import aims, limits
 from recllm.evaluation.learned import LearnedRouter
 from recllm.evaluation.planner import load_bench, load_planner, planner_latency
 from recllm.evaluation.routing import (
+    FIXED,
     SIGNALS,
     Routed,
     ThresholdRouter,
@@ -28,6 +29,7 @@ from recllm.evaluation.routing import (
     routing_metrics,
 )
 from recllm.evaluation.routing_groups import routing_groups
+from recllm.planner.env import answer_rank
 from recllm.planner.rollout import Rollout, play
 from recllm.provenance import METRICS_FILE, load_run, read_json
 from recllm.tools.cache import ToolCache
@@ -93,8 +95,17 @@ def choose(points: Sequence[Point], ceiling: float) -> Point:
     return max(allowed, key=lambda point: (point.ndcg, -point.cost_share))
 
 
-def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: float) -> tuple[dict[str, Any], Point]:
-    """Flat metrics of every router on all test targets, and the planner that was chosen.
+class Frontier(NamedTuple):
+    """Flat metrics of every router, the planner that was chosen, and (user ids, ranks from 0) for `save_ranks`: `test`
+    is the chosen planner, the others are the fixed routers under their names."""
+
+    metrics: dict[str, Any]
+    chosen: Point
+    ranks: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: float) -> Frontier:
+    """Every router on all test targets, and the planner that validation chooses.
 
     `planner/...` and the fixed routers: as `routing_metrics`, for the chosen one, whose `cost_weight` the threshold
     routers and the learned one share. `planner@W/`, `margin@W/` and `entropy@W/`: the same for each cost weight W.
@@ -124,7 +135,9 @@ def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: fl
             metrics |= described(f"{signal}@{point.cost_weight:g}", router.route(test.cache), test.cache)
     planner = by_planner(played[chosen.name])
     metrics |= routing_groups(test, planner) | limits(test, planner, learned)
-    return metrics | aims(metrics), chosen
+    user_E, answered_E = test.examples.user_ids_E, np.array([answer_rank(one.env) for one in played[chosen.name]])
+    fixed = {name: (user_E, rank_E) for name, rank_E in zip(FIXED, test.cache.rank_PE, strict=True)}
+    return Frontier(metrics | aims(metrics), chosen, {"test": (user_E, answered_E), **fixed})
 
 
 def frontier_latency(chosen: Point, inputs: Inputs, requests: int, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recllm.metrics.compare import compare_ranks
 from recllm.pipeline import load_pipeline
 from recllm.provenance import load_run
 from recllm.training.arguments import parse
@@ -166,6 +167,9 @@ def test_the_frontier_holds_every_planner_and_names_the_one_that_validation_chos
     assert {key: found[f"planner/{key}"] for key in same} == {key: found[f"{chosen}/{key}"] for key in same}
     assert found["aim/tools_cost_share"] == pytest.approx(found["planner/cost"] / found["always_reason/cost"])
     assert found["latency/planner/p50_ms@1"] > 0 and "aim/p50_ms/slack" in found
+    for role, name in (("test", "planner"), ("always_reason", "always_reason")):
+        (mean, difference) = compare_ranks(folder, folder, role)["recall@10"]
+        assert mean == pytest.approx(found[f"{name}/recall@10"]) and difference.mean == 0
     report = (folder / "report.md").read_text()
     assert "planner, weight" in report and "learned" in report and "kept" in report and "missed by" in report
     assert (folder / "frontier.png").stat().st_size > 10_000 and "<svg" in (folder / "frontier.svg").read_text()
