@@ -26,6 +26,9 @@ from recllm.teachers.protocol import Answer
 Row = Mapping[str, Any]
 
 
+CLAIM = 0.99
+
+
 class Planter:
     """Writes one fault into an honest text; every method answers with the text, or None where the row has no room."""
 
@@ -39,7 +42,7 @@ class Planter:
         known = json.dumps(row["facts"]).lower()
         for _ in range(20):
             title = self.titles[self.rng.integers(len(self.titles))]
-            if title.lower() not in known:
+            if title.lower() not in known and " ".join(title_key(title)) not in known.replace("&", " "):
                 return f'Much like "{title}". {row["text"]}'
         return None
 
@@ -131,6 +134,7 @@ def main(
     chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
     found = measure([rows[i] for i in chosen], Catalog.load(dataset), seed)
     print(json.dumps(found, indent=2))
+    assert min(found["agreement"], found["same_reason"]) >= CLAIM, f"less than the claimed {CLAIM}"
     if json_out:
         json_out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Take one tool out of a tool cache, for an ablation: a call of it answers what retrieve answers, at its own cost.
 
-Method: TwiSTAR (arXiv 2605.11553) ablates the ranker and the slow path. Everything downstream runs as it is: no oracle
-    label names the tool, since retrieve reaches the same at less cost, so a planner learns to leave it alone.
+Method: TwiSTAR (arXiv 2605.11553) ablates the ranker and the slow path. Everything downstream runs as it is: where
+    retrieve costs less no oracle label names the tool, so a planner learns to leave it alone.
 Run: python data_prep/ablate_tool.py --tool_cache outputs/quickstart/tool_cache --tool rank
     --output_dir outputs/quickstart/tool_cache_without_rank
 Quick: seconds.

@@ -1,7 +1,7 @@
 """Evaluate a finished planner folder beside every other router.
 
-Method: greedy episodes on the targets of one role, over the whole catalogue, with bootstrap 95% intervals; the margin
-    router's threshold is chosen on validation (TwiSTAR, arXiv 2605.11553, routing analysis).
+Method: greedy episodes on the targets of one role, over the whole catalogue, with bootstrap 95% intervals; the
+    thresholds of two routers are chosen on validation (TwiSTAR, arXiv 2605.11553, routing analysis).
 Run: python recipes/evaluate.py --model outputs/quickstart/grpo_planner --dataset outputs/quickstart/dataset
     --sid_table outputs/quickstart/sid_table --tool_cache outputs/quickstart/tool_cache
     --output_dir outputs/quickstart/evaluation
@@ -12,6 +12,7 @@ Expect: the numbers that the planner's own metrics.json holds, digit for digit.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from recllm.training.arguments import parse
 
@@ -23,8 +24,8 @@ class Arguments:
     sid_table: str = field(metadata={"help": "Folder of the SID table."})
     tool_cache: str = field(metadata={"help": "Folder of the cached tool answers."})
     output_dir: str = field(metadata={"help": "Folder for the report."})
-    role: str = field(default="test", metadata={"help": "test, validation or routing."})
-    cost_weight: float = field(default=0.15, metadata={"help": "Price of the slow tool for the margin router."})
+    role: Literal["test", "validation", "routing"] = field(default="test", metadata={"help": "Whose targets."})
+    cost_weight: float = field(default=0.15, metadata={"help": "Price of the slow tool for the threshold routers."})
     latency_requests: int = field(
         default=0, metadata={"help": "Time so many live requests (and a fifth as many batches of 16) as well; 0: none."}
     )

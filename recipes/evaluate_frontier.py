@@ -1,8 +1,9 @@
 """The accuracy-cost frontier of planners that were trained with different cost weights, beside every other router.
 
 Method: TwiSTAR (arXiv 2605.11553, routing analysis). The planner is the one with the best NDCG@10 on validation whose
-    tools cost at most `cost_ceiling` of always-reason's; thresholds on the retriever's margin and entropy are fitted on
-    validation, a learned router on the routing fold. All are graded on test targets over the whole catalogue.
+    tools cost at most `cost_ceiling` of always-reason's, the cheapest where none does; thresholds on the retriever's
+    margin and entropy are fitted on validation, a learned router on the routing fold. All are graded on test targets
+    over the whole catalogue.
 Run: python recipes/evaluate_frontier.py
     --planners outputs/planner_frontier/planner_0 outputs/planner_frontier/planner_3
     --dataset outputs/planner_frontier/dataset --sid_table outputs/planner_frontier/sid_table
@@ -33,7 +34,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    from recllm.evaluation.frontier import evaluate_frontier, frontier_latency
+    from recllm.evaluation.frontier import check_tools, evaluate_frontier, frontier_latency
     from recllm.evaluation.frontier_report import markdown, plot_planners
     from recllm.evaluation.report import print_routers
     from recllm.metrics.compare import save_ranks
@@ -45,13 +46,16 @@ def main(args: Arguments) -> None:
         print_routers(record.metrics())
         return
 
+    if args.latency_requests:
+        check_tools(args.planners[0], inputs)
     metrics, chosen, ranks = evaluate_frontier(args.planners, inputs, args.cost_ceiling)
     if args.latency_requests:
         metrics |= frontier_latency(chosen, inputs, args.latency_requests, metrics)
 
     save_ranks(record.folder, ranks)
     plot_planners(metrics, record.folder)
-    (record.folder / "report.md").write_text(markdown(metrics, f"Frontier of {Path(args.output_dir).parent.name}"))
+    title = f"Frontier of {Path(args.output_dir).resolve().parent.name}"
+    (record.folder / "report.md").write_text(markdown(metrics, title), encoding="utf-8")
     print_routers(metrics)
     record.finish(metrics)
 

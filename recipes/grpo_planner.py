@@ -13,7 +13,7 @@ Expect: see the header of recipes/configs/grpo_planner/quickstart.yaml.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recllm.training.arguments import parse
 
@@ -39,7 +39,9 @@ class Arguments:
     valid_weight: float = field(default=0.1, metadata={"help": "Bonus of a valid plan."})
     invalid_weight: float = field(default=0.5, metadata={"help": "Price of an invalid plan."})
     eval_users: int | None = field(default=None, metadata={"help": "Grade on the first so many users; all."})
-    eval_role: str = field(default="test", metadata={"help": "Graded on test, or validation where planners compete."})
+    eval_role: Literal["test", "validation"] = field(
+        default="test", metadata={"help": "Graded on test, or on validation where planners compete."}
+    )
     redundant_weight: float = field(default=0.02, metadata={"help": "Price of a redundant call."})
 
 

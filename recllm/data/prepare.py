@@ -215,7 +215,7 @@ def write_dataset(
     if not counts["test_users"]:
         raise ValueError(
             f"no user is long enough for split={policies.split} with routing_items={policies.routing_items}; "
-            "lower routing_items or bring longer histories"
+            "lower routing_items, raise role_share, or bring longer histories"
         )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DATASET_FILE).unlink(missing_ok=True)

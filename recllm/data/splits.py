@@ -235,7 +235,7 @@ def make_split(
         ValueError: an unknown kind, `routing_items` below 1, or a `role_share` outside 0 to 1 or with another kind.
     """
     if not 0 < role_share <= 1 or (role_share < 1 and kind != "roles"):
-        raise ValueError(f"role_share must lie above 0 and at most at 1, and below 1 for roles only; got {role_share}")
+        raise ValueError(f"role_share must be in (0, 1], below 1 with split roles only; got {role_share} with {kind}")
     lengths_U = sequences.lengths_U
     if kind == "leave_one_out":
         fit_length_U = np.where(lengths_U < MIN_LEAVE_ONE_OUT_LENGTH, lengths_U, lengths_U - 2)

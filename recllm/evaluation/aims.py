@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recllm.evaluation.learned import signals
-from recllm.evaluation.routing import FIXED, Routed, by_tool
+from recllm.evaluation.learned import LearnedRouter, signals
+from recllm.evaluation.routing import FIXED, Routed
+from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
 from recllm.planner.bench import Bench
 from recllm.planner.labels import decisive, oracle_tools
 from recllm.planner.texts import TOOLS
@@ -43,8 +44,8 @@ def aims(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {
         "over_best_fixed": Aim(metrics["planner/over_best_fixed"], 0.0, at_most=False),
         "over_random_mix": Aim(metrics["planner/over_random_mix"], 0.0, at_most=False),
-        "tools_cost_share": Aim(metrics["planner/cost"] / slow, 0.5, at_most=True),
-        "total_cost_share": Aim(metrics["planner/total_cost"] / slow, 0.5, at_most=True),
+        "tools_cost_share": Aim(metrics["planner/cost"] / slow, metrics["cost_ceiling"], at_most=True),
+        "total_cost_share": Aim(metrics["planner/total_cost"] / slow, metrics["cost_ceiling"], at_most=True),
         "largest_share": Aim(max(shares), _COLLAPSED, at_most=True),
         "slow_share_off": Aim(abs(metrics["planner/share_reason"] - PUBLISHED_SLOW_SHARE), _NEAR, at_most=True),
     }
@@ -60,43 +61,54 @@ def aims(metrics: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def limits(bench: Bench, planner: Routed, learned: Routed) -> dict[str, float]:
+def limits(graded: Bench, routing: Bench, planner: Routed) -> dict[str, float | None]:
     """What stands between a planner and the oracle, from the cached answers of the graded examples.
 
-    `limit/decisive_share`: examples where the tools differ. `limit/adds_<tool>`: NDCG@10 that the oracle loses where it
-    may not call the tool, so what the tool brings that no other has. `limit/oracle_share_<tool>`: the oracle's calls on
-    decisive examples. `limit/auc_<tool>_<signal>`: how well a signal (either way round) tells the decisive examples
-    where the tool is the oracle's from the others, .5 being chance; `planner` and `learned` are their own choices.
-    `limit/learned_decisive_agreement`: of the router that is fitted on all these signals.
+    `limit/decisive_n`: examples where the tools differ, `limit/decisive_share` of all. `limit/adds_<tool>`, with its
+    interval: NDCG@10 that the oracle loses where it may not call the tool, so what the tool brings that no other has.
+    `limit/oracle_share_<tool>`: the oracle's calls on decisive examples. `limit/auc_<tool>_<signal>`: how well a signal
+    tells the decisive examples where the tool is the oracle's from the others, .5 being chance; which way round it
+    tells is read off the routing fold. `planner` is its own choice, `learned` what boosted trees foretell that the tool
+    gains over the best other, fitted on these signals of the routing fold. `limit/learned_decisive_agreement`, with its
+    interval: of the trees' best tool, whatever it costs. None where there is nothing to tell apart.
     """
-    cache = bench.cache
+    cache = graded.cache
     oracle_E, decisive_E = oracle_tools(cache), decisive(cache)
-    best = by_tool(cache, oracle_E).value_E.mean()
-    metrics = {"limit/decisive_share": float(decisive_E.mean())}
+    metrics: dict[str, float | None] = {
+        "limit/decisive_n": int(decisive_E.sum()),
+        "limit/decisive_share": float(decisive_E.mean()),
+    }
     for place, tool in enumerate(TOOLS):
-        others_PE = np.delete(cache.ndcg_PE, place, axis=0)
-        metrics[f"limit/adds_{tool}"] = float(best - others_PE.max(0).mean())
+        others_E = np.delete(cache.ndcg_PE, place, axis=0).max(0)
+        metrics |= flat(f"limit/adds_{tool}", paired_interval(cache.ndcg_PE.max(0), others_E))
     if not decisive_E.any():
         return metrics
-    known = {**signals(bench)}
+    router = LearnedRouter.fit(routing, cost_weight=0.0)
+    foretold_PE, agreement_E = router.foretell(graded), router.route(graded).agreement(oracle_E)
+    metrics |= flat("limit/learned_decisive_agreement", mean_interval(agreement_E[decisive_E]))
+    known, taught = signals(graded), signals(routing)
+    best_E, counted_E = oracle_tools(routing.cache), decisive(routing.cache)
     for place, tool in enumerate(TOOLS):
         is_best_E = oracle_E[decisive_E] == place
         metrics[f"limit/oracle_share_{tool}"] = float(is_best_E.mean())
-        chosen = {"planner": planner.share_PE[place], "learned": learned.share_PE[place]}
-        for name, values_E in (known | chosen).items():
+        for name, values_E in known.items():
+            before = auc(taught[name][counted_E], best_E[counted_E] == place)
             area = auc(values_E[decisive_E], is_best_E)
-            metrics[f"limit/auc_{tool}_{name}"] = area if name in chosen else max(area, 1 - area)
-    metrics["limit/learned_decisive_agreement"] = float(learned.agreement(oracle_E)[decisive_E].mean())
+            rising = before is None or before >= 0.5
+            metrics[f"limit/auc_{tool}_{name}"] = area if area is None or rising else 1 - area
+        gain_E = foretold_PE[place] - np.delete(foretold_PE, place, axis=0).max(0)
+        for name, values_E in {"planner": planner.share_PE[place], "learned": gain_E}.items():
+            metrics[f"limit/auc_{tool}_{name}"] = auc(values_E[decisive_E], is_best_E)
     return metrics
 
 
-def auc(values_E: np.ndarray, positive_E: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a positive example's value is the larger, ties counting a half; .5
+def auc(values_E: np.ndarray, positive_E: np.ndarray) -> float | None:
+    """Area under the ROC curve: the chance that a positive example's value is the larger, ties counting a half; None
     where all examples are of one kind."""
     from sklearn.metrics import roc_auc_score
 
     if positive_E.all() or not positive_E.any():
-        return 0.5
+        return None
     return float(roc_auc_score(positive_E, values_E))
 
 

@@ -29,12 +29,13 @@ from recllm.evaluation.routing import (
     routing_metrics,
 )
 from recllm.evaluation.routing_groups import routing_groups
+from recllm.evaluation.serve_planner import find_inputs
 from recllm.planner.env import answer_rank
 from recllm.planner.rollout import Rollout, play
-from recllm.provenance import METRICS_FILE, load_run, read_json
-from recllm.tools.cache import ToolCache
+from recllm.provenance import METRICS_FILE, fingerprint, load_run, read_json
+from recllm.tools.cache import DEPTH, ToolCache
 
-Inputs = Mapping[str, Path | str]
+Inputs = Mapping[str, Any]  # name -> folder; `planners` -> folders
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class Point:
         return f"planner@{self.cost_weight:g}"
 
     @classmethod
-    def load(cls, folder: str | Path) -> Point:
+    def load(cls, folder: str | Path, inputs: Inputs) -> Point:
         """What the run of a planner folder recorded.
 
         Raises:
-            ValueError: the folder is no complete planner, or was graded on other targets than validation's.
+            ValueError: the folder is no complete planner, was graded on other targets than all of validation's, or was
+                made with another data set or tool cache than `inputs` names.
         """
         folder = Path(folder)
         record = load_run(folder)
@@ -68,20 +70,27 @@ class Point:
                 f"{folder} was graded on {config.get('eval_role', 'test')}: the choice among planners is made on "
                 "validation, so train each of them with --eval_role validation"
             )
+        if config.get("eval_users") is not None:
+            raise ValueError(f"{folder} was graded on eval_users={config['eval_users']}: planners compete on all users")
+        for name in ("dataset", "tool_cache"):
+            if record["inputs"].get(name) != fingerprint(inputs[name]):
+                raise ValueError(f"{folder} was trained with another {name} than {inputs[name]}: they do not compare")
         found = read_json(folder / METRICS_FILE)
         share = found["planner/cost"] / found["always_reason/cost"]
         return cls(folder, float(config["cost_weight"]), found["planner/ndcg@10"], share)
 
 
-def load_points(folders: Sequence[str | Path]) -> list[Point]:
+def load_points(folders: Sequence[str | Path], inputs: Inputs) -> list[Point]:
     """Planners by rising cost weight.
 
     Raises:
-        ValueError: two planners of one cost weight, or as `Point.load`.
+        ValueError: no planner, two of one cost weight (to six digits), or as `Point.load`.
     """
-    points = sorted((Point.load(folder) for folder in folders), key=lambda point: point.cost_weight)
+    if not folders:
+        raise ValueError("no planner was given: name the folder of at least one")
+    points = sorted((Point.load(folder, inputs) for folder in folders), key=lambda point: point.cost_weight)
     for one, other in itertools.pairwise(points):
-        if one.cost_weight == other.cost_weight:
+        if one.name == other.name:
             raise ValueError(f"{one.folder} and {other.folder} have the same cost weight {one.cost_weight:g}")
     return points
 
@@ -112,11 +121,9 @@ def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: fl
     `by/...`: the chosen planner's routing by groups. `aim/...` and `limit/...`: see `aims.py`.
 
     Raises:
-        ValueError: as `load_points`, or no planner was given.
+        ValueError: as `load_points`.
     """
-    points = load_points(folders)
-    if not points:
-        raise ValueError("no planner was given: name the folder of at least one")
+    points = load_points(folders, inputs)
     chosen = choose(points, ceiling)
     routing, validation, test = (load_bench(inputs, role) for role in ("routing", "validation", "test"))
     played: dict[str, list[Rollout]] = {}
@@ -125,7 +132,9 @@ def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: fl
         played[point.name] = play(model, tokenizer, test, np.arange(len(test)), label=f"{point.name}: test")
     thresholds = fit_thresholds(validation.cache, chosen.cost_weight)
     learned = LearnedRouter.fit(routing, chosen.cost_weight).route(test)
-    metrics = {"cost_weight": chosen.cost_weight, "cost_ceiling": ceiling, "planners": len(points)}
+    allowed = sum(point.cost_share <= ceiling for point in points)
+    metrics = {"cost_weight": chosen.cost_weight, "cost_ceiling": ceiling}
+    metrics |= {"planners": len(points), "planners_below_ceiling": allowed}
     metrics |= routing_metrics(test.cache, thresholds, played[chosen.name])
     metrics |= described("learned", learned, test.cache)
     for point in points:
@@ -134,10 +143,19 @@ def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: fl
             router = ThresholdRouter.fit(validation.cache, signal, point.cost_weight)
             metrics |= described(f"{signal}@{point.cost_weight:g}", router.route(test.cache), test.cache)
     planner = by_planner(played[chosen.name])
-    metrics |= routing_groups(test, planner) | limits(test, planner, learned)
+    metrics |= routing_groups(test, planner) | limits(test, routing, planner)
     user_E, answered_E = test.examples.user_ids_E, np.array([answer_rank(one.env) for one in played[chosen.name]])
-    fixed = {name: (user_E, rank_E) for name, rank_E in zip(FIXED, test.cache.rank_PE, strict=True)}
+    rank_PE = np.where(test.cache.rank_PE < DEPTH, test.cache.rank_PE, np.inf)
+    fixed = {name: (user_E, rank_E) for name, rank_E in zip(FIXED, rank_PE, strict=True)}
     return Frontier(metrics | aims(metrics), chosen, {"test": (user_E, answered_E), **fixed})
+
+
+def check_tools(folder: str | Path, inputs: Inputs) -> None:
+    """Raise ValueError where the tools that latencies are measured with are not to be found: better now than later."""
+    try:
+        find_inputs(folder, {name: Path(inputs[name]) for name in ("dataset", "tool_cache")})
+    except ValueError as error:
+        raise ValueError(f"{error}; or leave latencies out with --latency_requests 0") from error
 
 
 def frontier_latency(chosen: Point, inputs: Inputs, requests: int, metrics: Mapping[str, Any]) -> dict[str, Any]:

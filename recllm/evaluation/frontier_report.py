@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def frontier_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """Head and one row a router: qualities with intervals, cost in MFLOPs and as a share of always-reason's, slow
     share, agreement. The chosen planner is named `planner`, the others by their weights."""
     head = ["router", *(name.replace("ndcg", "NDCG").replace("recall", "Recall") for name in QUALITIES)]
-    head += ["tools MFLOPs", "with own", "of reason", *TOOLS, "oracle", "decisive"]
+    head += ["tools MFLOPs", "with own", "total of reason", *TOOLS, "oracle", "decisive"]
     others = [f"planner@{weight:g}" for weight in weights_of(metrics) if weight != metrics["cost_weight"]]
     return [head, *(_row(metrics, name) for name in ("planner", *others, *_SINGLES))]
 
@@ -67,14 +68,21 @@ def _short(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def aim_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Head and one row an aim: figure, bound, and whether it is kept or by how much it is missed."""
+    """Head and one row an aim: figure, bound, and whether it is kept, open or by how much it is missed.
+
+    A difference is open where its interval holds 0.
+    """
     rows = [["aim", "figure", "bound", ""]]
     for name, title in AIMS.items():
-        if f"aim/{name}" in metrics:
-            value, bound, slack = (metrics[f"aim/{name}{end}"] for end in ("", "/bound", "/slack"))
-            said = "kept" if slack >= 0 else f"missed by {-slack:.4g}"
-            figure = interval_text(metrics, f"planner/{name}") if f"planner/{name}_lo" in metrics else f"{value:.4g}"
-            rows.append([title, figure, f"{bound:.4g}", said])
+        if f"aim/{name}" not in metrics:
+            continue
+        value, bound, slack = (metrics[f"aim/{name}{end}"] for end in ("", "/bound", "/slack"))
+        said, figure = "kept" if slack >= 0 else f"missed by {-slack:.4g}", f"{value:.4g}"
+        if f"planner/{name}_lo" in metrics:
+            figure = interval_text(metrics, f"planner/{name}")
+            low, high = metrics[f"planner/{name}_lo"], metrics[f"planner/{name}_hi"]
+            said = "open: the interval holds 0" if low <= 0 <= high else said
+        rows.append([title, figure, f"{bound:.4g}", said])
     return rows
 
 
@@ -83,34 +91,46 @@ def limit_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     named = [key.removeprefix("limit/auc_reason_") for key in metrics if key.startswith("limit/auc_reason_")]
     rows = [["tool", "adds NDCG@10", "oracle's share", *(f"AUC {name.replace('_', ' ')}" for name in named)]]
     for tool in TOOLS:
-        shares = [f"{metrics[f'limit/oracle_share_{tool}']:.1%}"] if named else ["-"]
-        areas = (f"{metrics[f'limit/auc_{tool}_{name}']:.3f}" for name in named)
-        rows.append([tool, f"{metrics[f'limit/adds_{tool}']:.4f}", *shares, *areas])
+        areas = (metrics[f"limit/auc_{tool}_{name}"] for name in named)
+        shown = ["-" if area is None else f"{area:.3f}" for area in areas]
+        adds = interval_text(metrics, f"limit/adds_{tool}")
+        rows.append([tool, adds, f"{metrics[f'limit/oracle_share_{tool}']:.1%}", *shown])
     return rows
 
 
 def markdown(metrics: Mapping[str, Any], title: str) -> str:
     """The whole report as a page of Markdown."""
-    best = best_fixed(metrics)
     said = (
-        f"Test targets, n = {metrics['n']:,}, whole catalogue, seen items excluded, 95% bootstrap intervals. The cost "
-        f"weight {metrics['cost_weight']:g} was chosen on validation: the best NDCG@10 of {metrics['planners']} "
-        f"planners whose tools cost at most {metrics['cost_ceiling']:.0%} of always-reason's. Best fixed tool: {best}. "
-        f"Headroom of the oracle over it: {interval_text(metrics, 'headroom')}; {metrics['limit/decisive_share']:.1%} "
-        "of the users are decisive."
+        f"Test targets, n = {metrics['n']:,}, whole catalogue, seen items excluded, 95% bootstrap intervals. "
+        f"{_choice(metrics)} Best fixed tool: {best_fixed(metrics)}. Headroom of the oracle over it: "
+        f"{interval_text(metrics, 'headroom')}; {metrics['limit/decisive_share']:.1%} of the users are decisive."
     )
     parts = [f"# {title}", said, _table(frontier_rows(metrics)), "## Aims", _table(aim_rows(metrics))]
-    if "limit/learned_decisive_agreement" in metrics:
+    if metrics["limit/decisive_n"]:
         parts += ["## What limits the planner", _limits_text(metrics), _table(limit_rows(metrics))]
     return "\n\n".join([*parts, *_console_parts(metrics)]) + "\n"
 
 
+def _choice(metrics: Mapping[str, Any]) -> str:
+    """How the planner came to be the chosen one, in a sentence."""
+    weight, ceiling = f"{metrics['cost_weight']:g}", f"{metrics['cost_ceiling']:.0%} of always-reason's"
+    count, allowed = metrics["planners"], metrics["planners_below_ceiling"]
+    if count == 1:
+        return f"There is one planner, of cost weight {weight}."
+    if not allowed:
+        return f"No planner's tools cost less than {ceiling} on validation, so the cheapest was taken, weight {weight}."
+    return (
+        f"The cost weight {weight} was chosen on validation: the best NDCG@10 of the {allowed} among {count} planners "
+        f"whose tools cost at most {ceiling}."
+    )
+
+
 def _limits_text(metrics: Mapping[str, Any]) -> str:
     return (
-        "`adds`: what the oracle loses without the tool. AUC: how well a signal tells, among decisive users, those "
-        "whose tool this is; .5 is chance. `learned` are boosted trees fitted on these signals of the routing fold: "
-        f"they agree with the oracle on {metrics['limit/learned_decisive_agreement']:.1%} of the decisive users, so "
-        "this is about how far the signals lead."
+        f"Of {metrics['limit/decisive_n']:,} decisive users. `adds`: what the oracle loses without the tool. AUC: how "
+        "well a signal tells those whose tool this is from the others; .5 is chance. `learned`: boosted trees fitted "
+        "on these signals of the routing fold; their best tool, whatever it costs, is the oracle's for "
+        f"{interval_text(metrics, 'limit/learned_decisive_agreement')}."
     )
 
 
@@ -119,19 +139,9 @@ def _console_parts(metrics: Mapping[str, Any]) -> Iterable[str]:
     timed = {name.removeprefix("latency/"): value for name, value in metrics.items() if name.startswith("latency/")}
     tables += [latency_table(timed)] if timed else []
     for table in tables:
-        console = Console(width=170, record=True, file=_Nowhere())
+        console = Console(width=170, record=True, file=io.StringIO())
         console.print(table)
         yield f"```\n{console.export_text().rstrip()}\n```"
-
-
-class _Nowhere:
-    """A stream that keeps nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -172,7 +182,8 @@ def plot_planners(metrics: Mapping[str, Any], folder: Path) -> None:
             _errorbar(axes, metrics, name, *at(name), fmt="*", markersize=14, color="tab:red", said="planner, chosen")
         else:
             axes.plot(*at(name), "*", markersize=10, color="tab:pink")
-    axes.plot([], [], "*", markersize=10, color="tab:pink", label="planner, other weights")
+    if len(weights) > 1:
+        axes.plot([], [], "*", markersize=10, color="tab:pink", label="planner, other weights")
     axes.plot([], [], "*", markersize=10, markerfacecolor="none", color="tab:red", label="with its own tokens")
     axes.set_xscale("log")
     axes.legend(fontsize=7, loc="best")

@@ -1,4 +1,7 @@
-"""A router learned from the features that a planner reads in its prompt: how far do these signals lead at all?"""
+"""A router learned from what is known before a tool is chosen: how far do these signals lead at all?
+
+A planner reads most of them in its prompt, in digits and words, and the items besides; here they are numbers for trees.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class LearnedRouter:
 
     @classmethod
     def fit(cls, bench: Bench, cost_weight: float, seed: int = 0) -> LearnedRouter:
-        """Trees fitted on a bench's examples, which should be the routing fold's: the planner's own lessons.
+        """Trees fitted on a bench's examples, which should be the routing fold's, where planners learn, too.
 
         Small trees, since nine NDCGs in ten are 0 and there is much noise and little to know.
         """
@@ -45,12 +48,16 @@ class LearnedRouter:
         ]
         return cls(tuple(models), cost_weight)
 
+    def foretell(self, bench: Bench) -> np.ndarray:
+        """Foretold NDCG@10 of each tool, `PE`."""
+        x_EF = _matrix(bench)
+        return np.stack([model.predict(x_EF) for model in self.models])
+
     def route(self, bench: Bench) -> Routed:
         """Every example to the tool with the best foretold NDCG@10 - cost_weight x share of the slow tool's cost."""
-        x_EF, cost_PE = _matrix(bench), after_retrieval(bench.cache)
-        ndcg_PE = np.stack([model.predict(x_EF) for model in self.models])
-        slow_E = bench.cache.cost_PE[TOOLS.index("reason")]
-        return by_tool(bench.cache, (ndcg_PE - self.cost_weight * cost_PE / slow_E).argmax(0)).paying(cost_PE)
+        cost_PE, slow_E = after_retrieval(bench.cache), bench.cache.cost_PE[TOOLS.index("reason")]
+        value_PE = self.foretell(bench) - self.cost_weight * cost_PE / slow_E
+        return by_tool(bench.cache, value_PE.argmax(0)).paying(cost_PE)
 
 
 def _matrix(bench: Bench) -> np.ndarray:

@@ -60,11 +60,14 @@ def evaluate_planner(
     role: str = "test",
     users: int | None = None,
 ) -> dict[str, Any]:
-    """Flat metrics of the planner and its rivals on a role's targets; the threshold routers are fitted on validation.
+    """Flat metrics of the planner and its rivals on a role's targets.
+
+    The threshold routers are fitted on validation, or on the routing fold where validation is what is graded.
 
     `users` grades on the first so many of the role's users, all routers alike; the metrics' `n` tells.
     """
-    thresholds = fit_thresholds(load_bench(inputs, "validation").cache, cost_weight)
+    fold = "routing" if role == "validation" else "validation"
+    thresholds = fit_thresholds(load_bench(inputs, fold).cache, cost_weight)
     bench = load_bench(inputs, role)
     if users is not None and users < len(bench):
         bench = bench.first(users)

@@ -139,5 +139,8 @@ def blank_figure(xlabel: str, ylabel: str):
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write the figure in the format of the path's ending, png or svg."""
+    from matplotlib import rc_context
+
     metadata = {"Creator": "recllm", "Date": None} if path.suffix == ".svg" else {"Software": "recllm"}
-    figure.savefig(path, dpi=130, metadata=metadata)
+    with rc_context({"svg.hashsalt": "recllm"}):  # or equal figures would get ids of their own
+        figure.savefig(path, dpi=130, metadata=metadata)

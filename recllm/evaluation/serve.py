@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from recllm.data.catalog import FILE as CATALOG_FILE
 from recllm.data.catalog import Catalog
 from recllm.data.splits import load_split
 from recllm.data.text import neutralise
-from recllm.provenance import fingerprint, load_run
+from recllm.provenance import fingerprint, load_run, several
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,12 +204,18 @@ def inputs_of(folder: Path) -> list[Path]:
     # An input may be a subfolder of a run's output.
     known = load_run(folder) or load_run(folder.parent) or {}
     found = []
-    for name, mark in known.get("inputs", {}).items():
-        written = Path(str(known["config"].get(name, "")))
+    for written, mark in _written(known):
         places = [written] if written.is_absolute() else [Path(), *folder.resolve().parents]
         candidates = (place / written for place in places)
         found += [path for path in candidates if written.name and path.is_dir() and fingerprint(path) == mark][:1]
     return found
+
+
+def _written(known: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Each input folder of a run record as it was written, with its fingerprint."""
+    for name, marks in known.get("inputs", {}).items():
+        written = several(known["config"].get(name, ""))
+        yield from zip((Path(str(path)) for path in written), several(marks), strict=False)
 
 
 def answer_table(answer: Answer) -> Table:

@@ -100,7 +100,9 @@ def _front_matter(
     fields["pipeline_tag"] = "text-generation" if "CausalLM" in str(architectures) else None
     fields["datasets"] = data_sets or None
     fields["base_model"] = base
-    results = _eval_results(metrics, recipe, data_sets)
+    # A model that was graded on validation, where it was chosen among others, has no result to tell.
+    graded = (record.get("config") or {}).get("eval_role", "test") == "test"
+    results = _eval_results(metrics, recipe, data_sets) if graded else []
     return {**fields, "eval_results": results, "model_name": parts.plain(folder.resolve().name)} if results else fields
 
 

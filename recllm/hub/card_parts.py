@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from recllm.provenance import several
+
 _COST = re.compile(r"cost|flops|seconds|latency|memory|_gib$|_ms$|tokens$")
 _SUFFIXES = ("_lo", "_hi", "_n")
 
@@ -76,7 +78,7 @@ def run_costs(record: Mapping[str, Any]) -> list[list[str]]:
 def data_rows(record: Mapping[str, Any]) -> list[list[str]]:
     """Rows on the inputs, the split and the data set's own figures."""
     config, own = record.get("config") or {}, record.get("dataset")
-    rows = [[f"input {code(name)}", f"fingerprint {code(mark)}"] for name, mark in (record.get("inputs") or {}).items()]
+    rows = [[f"input {code(name)}", f"fingerprint {code(mark)}"] for name, mark in _inputs(record)]
     if isinstance(own, Mapping):
         rows += [[code(key), code(value)] for key, value in own.items() if isinstance(value, str | int | float)]
         counts = own.get("counts")
@@ -85,6 +87,11 @@ def data_rows(record: Mapping[str, Any]) -> list[list[str]]:
         [code(key), code(config[key])] for key in ("split", "routing_items", "seen") if config.get(key) is not None
     ]
     return rows
+
+
+def _inputs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and fingerprint of every input folder; an input may be a list of them."""
+    return [(name, mark) for name, marks in (record.get("inputs") or {}).items() for mark in several(marks)]
 
 
 def provenance_rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -99,7 +106,7 @@ def provenance_rows(record: Mapping[str, Any]) -> list[list[str]]:
         ["seed", code(record["seed"]) if record.get("seed") is not None else "not recorded"],
         ["versions", ", ".join(code(f"{name} {version}") for name, version in versions.items()) or "not recorded"],
     ]
-    rows += [[f"input {code(name)}", f"sha256 {code(mark)}"] for name, mark in (record.get("inputs") or {}).items()]
+    rows += [[f"input {code(name)}", f"sha256 {code(mark)}"] for name, mark in _inputs(record)]
     return rows + ([["this folder", f"sha256 {code(record['fingerprint'])}"]] if record.get("fingerprint") else [])
 
 

@@ -8,7 +8,8 @@
         args: {seed: 0, levels: [32, 32]}                    # optional, passed as --seed 0 --levels 32 32
       - name: sid_table
         script: recipes/train_sid_tokenizer.py
-        inputs: {dataset: dataset}                           # argument -> an earlier stage, or `stage/subfolder`
+        inputs: {dataset: dataset}                           # argument -> an earlier stage, or `stage/subfolder`,
+                                                             # or a list of them
 
 A stage writes to `<outputs_root>/<pipeline>/<stage>`, passed to it as --output_dir.
 """

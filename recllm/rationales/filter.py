@@ -144,8 +144,9 @@ def _titles_fault(
     """A title that is not of the evidence, or, before the answer, the one that is to be found."""
     own = {title_key(title) for title in cited.values()}
     target = title_key(explained["title"])
-    quoted = {title_key(one or other) for one, other in _QUOTED.findall(body)} - {()}
-    mentioned = quoted | titles.found(body)
+    names = {_words(name) for name in categories}
+    quoted = {title_key(one or other) for one, other in _QUOTED.findall(body)} - {()} - names
+    mentioned = quoted | titles.found(_without(body, categories))
     if kind == NEXT and target and target not in own:
         words = _words(body)
         filed = _words(_unbracketed(explained["title"]))[:_LONGEST_TITLE]  # "Piano, The" as it stands
@@ -153,9 +154,16 @@ def _titles_fault(
         # One short word (a film called It) stands in many honest sentences.
         if (inside and (len(target) > 1 or len(target[0]) > 3)) or target in quoted:
             return "leaks_title"
-    # A known title may be part of a longer one that is cited, or the name of a category.
-    parts = {part for key in own | {_words(name) for name in categories} for part in _parts(key)}
+    # A known title may be part of a longer one that is cited.
+    parts = {part for key in own for part in _parts(key)}
     return "unknown_title" if mentioned - own - parts - {target} else None
+
+
+def _without(text: str, names: Sequence[str]) -> str:
+    """The text without whole names of categories: an item may be called like one of them."""
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ; ", text)
+    return text
 
 
 def _category_fault(text: str, categories: Sequence[str]) -> str | None:

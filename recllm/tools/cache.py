@@ -53,7 +53,13 @@ def cache_frame(role: str, tool: str, examples: Examples, answer: ToolAnswer) ->
 
 
 def without_tool(folder: str | Path, tool: str, target: str | Path) -> int:
-    """Write a cache to `target` in which a tool answers what retrieve answers, at its own cost; returns its rows."""
+    """Write a cache to `target` in which a tool answers what retrieve answers, at its own cost; returns its rows.
+
+    Raises:
+        ValueError: there is no such tool, or it is retrieve.
+    """
+    if tool not in TOOL_NAMES[1:]:
+        raise ValueError(f"tool {tool!r} cannot be taken out; choose from {', '.join(TOOL_NAMES[1:])}")
     frame = pl.read_parquet(Path(folder) / FILE)
     found = ["items", "scores", "margin"]
     retrieved = frame.filter(pl.col("tool") == "retrieve").select("role", "row", *found)

@@ -11,7 +11,7 @@ from recllm.data.interactions import SCHEMA
 from recllm.data.splits import load_split
 
 
-def write_dataset(folder, lengths, split="leave_one_out", routing_items=1, seed=0, row_group=16):
+def write_dataset(folder, lengths, split="leave_one_out", routing_items=1, seed=0, row_group=16, role_share=1.0):
     """A data set folder of users with ids 3, 6, 9, ... whose sequences have these lengths."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -20,7 +20,7 @@ def write_dataset(folder, lengths, split="leave_one_out", routing_items=1, seed=
     columns = {"user_id": users, "item_id": rng.integers(0, 50, size=len(users)), "timestamp": stamps}
     frame = pl.DataFrame(columns).cast(SCHEMA)
     frame.write_parquet(folder / "interactions.parquet", row_group_size=row_group)
-    known = {"split": split, "routing_items": routing_items, "split_seed": 0}
+    known = {"split": split, "routing_items": routing_items, "split_seed": 0, "role_share": role_share}
     (folder / "dataset.json").write_text(json.dumps(known))
     return folder
 
@@ -46,11 +46,14 @@ def test_slices_of_histories_by_hand():
     assert ahead.targets_B.tolist() == [3]
 
 
-@pytest.mark.parametrize(("split", "routing_items"), [("leave_one_out", 1), ("roles", 1), ("roles", 3)])
+@pytest.mark.parametrize(
+    ("split", "routing_items", "role_share"),
+    [("leave_one_out", 1, 1.0), ("roles", 1, 1.0), ("roles", 3, 1.0), ("roles", 1, 0.4)],
+)
 @pytest.mark.parametrize("block_events", [1, 7, 1000])
-def test_the_file_holds_the_fitting_fold_and_nothing_else(tmp_path, split, routing_items, block_events):
+def test_the_file_holds_the_fitting_fold_and_nothing_else(tmp_path, split, routing_items, role_share, block_events):
     lengths = np.random.default_rng(1).integers(1, 25, size=20)
-    folder = write_dataset(tmp_path / "data", lengths, split, routing_items)
+    folder = write_dataset(tmp_path / "data", lengths, split, routing_items, role_share=role_share)
     blocks = write_histories(folder, tmp_path / "h.arrow", block_events=block_events)
     known = load_split(folder)
     rows = range(len(known.sequences))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from recllm.evaluation import frontier
 from recllm.evaluation.aims import aims, auc, limits
 from recllm.evaluation.frontier import Point, choose, load_points
 from recllm.evaluation.frontier_report import aim_rows, frontier_rows, markdown, plot_planners
@@ -45,37 +46,82 @@ def test_the_best_planner_below_the_ceiling_is_chosen(points, weight):
     assert choose(points, 0.5).cost_weight == choose(points[::-1], 0.5).cost_weight == weight
 
 
-def trained(folder, weight, role="validation", recipe="grpo_planner", ndcg=0.1):
-    record = RunRecord.start(folder, recipe, {"cost_weight": weight, "eval_role": role})
+@pytest.fixture
+def inputs(tmp_path):
+    """Folders that stand for a data set and a tool cache."""
+    for name in ("dataset", "tool_cache", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    return {name: tmp_path / name for name in ("dataset", "tool_cache")}
+
+
+def trained(folder, weight, inputs, role="validation", recipe="grpo_planner", ndcg=0.1, **config):
+    record = RunRecord.start(folder, recipe, {"cost_weight": weight, "eval_role": role, **config}, inputs)
     record.finish({"planner/ndcg@10": ndcg, "planner/cost": 30.0, "always_reason/cost": 120.0})
     return folder
 
 
-def test_points_are_read_from_what_the_runs_recorded(tmp_path):
-    folders = [trained(tmp_path / name, weight) for name, weight in (("b", 0.5), ("a", 0.0), ("c", 1e-3))]
-    points = load_points(folders)
+def test_points_are_read_from_what_the_runs_recorded(tmp_path, inputs):
+    folders = [trained(tmp_path / name, weight, inputs) for name, weight in (("b", 0.5), ("a", 0.0), ("c", 1e-3))]
+    points = load_points(folders, inputs)
     assert [one.cost_weight for one in points] == [0.0, 0.001, 0.5]
     assert [one.name for one in points] == ["planner@0", "planner@0.001", "planner@0.5"]
     assert all(one.ndcg == 0.1 and one.cost_share == 0.25 for one in points)
 
 
-def test_planners_that_cannot_compete_are_refused(tmp_path):
-    one = trained(tmp_path / "one", 0.1)
-    with pytest.raises(ValueError, match="test_graded was graded on test"):
-        load_points([one, trained(tmp_path / "test_graded", 0.2, "test")])
-    with pytest.raises(ValueError, match="same cost weight"):
-        load_points([one, trained(tmp_path / "again", 0.1)])
-    for folder in (trained(tmp_path / "sft", 0.3, recipe="sft"), tmp_path / "nothing"):
-        with pytest.raises(ValueError, match="no complete run of grpo_planner"):
-            load_points([one, folder])
+def test_planners_that_cannot_compete_are_refused(tmp_path, inputs):
+    one = trained(tmp_path / "one", 0.1, inputs)
+    rivals = {
+        "test_graded was graded on test": trained(tmp_path / "test_graded", 0.2, inputs, role="test"),
+        "same cost weight": trained(tmp_path / "again", 0.1 + 1e-9, inputs),
+        "eval_users=50": trained(tmp_path / "few", 0.2, inputs, eval_users=50),
+        "another tool_cache": trained(tmp_path / "else", 0.2, {**inputs, "tool_cache": tmp_path / "another"}),
+        "holds no complete run": trained(tmp_path / "sft", 0.3, inputs, recipe="sft"),
+        "no complete run of grpo_planner": tmp_path / "nothing",
+    }
+    for message, folder in rivals.items():
+        with pytest.raises(ValueError, match=message):
+            load_points([one, folder], inputs)
+    with pytest.raises(ValueError, match="no planner was given"):
+        load_points([], inputs)
     (one / "run.json").write_text(json.dumps({"schema": 0}))
     with pytest.raises(ValueError, match="no complete run"):
-        load_points([one])
+        load_points([one], inputs)
+
+
+def test_nothing_but_the_grades_depends_on_test_targets(worlds, tmp_path, inputs, monkeypatch):
+    """With other test targets, the thresholds, the learned router and the choice are the same."""
+    folders = [trained(tmp_path / f"p{ndcg}", ndcg, inputs, ndcg=ndcg) for ndcg in (0.1, 0.2)]
+    benches = {role: noisy_bench(worlds, seed, 300) for seed, role in enumerate(("routing", "validation", "test"))}
+
+    def played(model, tokenizer, bench, rows, label):
+        envs = [worlds.env_at(bench, row, TOOLS[row % 3]) for row in rows]
+        return [SimpleNamespace(env=env, own_cost=1000, faults=0) for env in envs]
+
+    monkeypatch.setattr(frontier, "load_bench", lambda inputs, role: benches[role])
+    monkeypatch.setattr(frontier, "load_planner", lambda folder, table: (None, None))
+    monkeypatch.setattr(frontier, "play", played)
+    first = frontier.evaluate_frontier(folders, {**inputs, "sid_table": tmp_path}, 0.5)
+    cache = benches["test"].cache
+    others = replace(cache, targets_E=np.roll(cache.targets_E, 7))
+    benches["test"] = replace(benches["test"], cache=others)
+    second = frontier.evaluate_frontier(folders, {**inputs, "sid_table": tmp_path}, 0.5)
+    assert first.chosen == second.chosen and first.chosen.cost_weight == 0.2
+    graded = {name for name in first.metrics if first.metrics[name] != second.metrics[name]}
+    for name in ("planner", "margin", "entropy", "learned", "margin@0.1", "planner@0.1"):
+        kept = {f"{name}/share_{tool}" for tool in TOOLS} | {f"{name}/cost"}
+        assert kept <= set(first.metrics) and not kept & graded
+        # An episode's target is the example's own, which stayed.
+        assert f"{name}/ndcg@10" in graded or name.startswith("planner")
+    rank_E = first.ranks["always_reason"][1]
+    assert np.array_equal(np.isinf(rank_E), cache.rank_PE[2] >= 50) and np.isinf(rank_E).any()
+    assert first.metrics["planners_below_ceiling"] == 2
 
 
 def test_aims_say_by_how_much_they_are_kept_or_missed():
     metrics = {
         "always_reason/cost": 100.0,
+        "cost_ceiling": 0.5,
         "planner/cost": 40.0,
         "planner/total_cost": 70.0,
         "planner/over_best_fixed": -0.01,
@@ -101,6 +147,15 @@ def test_aims_say_by_how_much_they_are_kept_or_missed():
     assert slack == pytest.approx(expected)
     missed = [row[0] for row in aim_rows(found) if row[-1].startswith("missed")]
     assert len(missed) == sum(value < 0 for value in expected.values()) and len(aim_rows(found)) == len(expected) + 1
+    ends = {
+        "planner/over_random_mix_lo": -0.01,
+        "planner/over_random_mix_hi": 0.05,
+        "planner/over_best_fixed_lo": -0.02,
+    }
+    spans = found | metrics | ends | {"planner/over_best_fixed_hi": -0.005}
+    said = {row[0]: row[-1] for row in aim_rows(spans)}
+    assert said["NDCG@10 over random mixing at equal shares"] == "open: the interval holds 0"
+    assert said["NDCG@10 over the best fixed tool"] == "missed by 0.01"
     del metrics["latency/planner/p50_ms@1"], metrics["latency/planner/p95_ms@1"]
     assert not any("_ms" in name for name in aims(metrics | {"planner/decisive_agreement": None}))
 
@@ -114,31 +169,45 @@ def test_area_under_the_curve_by_counting_pairs():
     values, positive = rng.integers(0, 8, 60).astype(float), rng.random(60) < 0.4
     pairs = [(a > b) + (a == b) / 2 for a in values[positive] for b in values[~positive]]
     assert auc(values, positive) == pytest.approx(np.mean(pairs))
-    assert auc(values, np.ones(60, bool)) == auc(values, np.zeros(60, bool)) == 0.5
+    assert auc(values, np.ones(60, bool)) is None and auc(values, np.zeros(60, bool)) is None
 
 
 def test_limits_tell_what_each_tool_adds_and_which_signal_finds_it(worlds):
     # Where the margin is small reason alone finds the target, elsewhere retrieve does; rank never helps.
-    margins = np.linspace(0.05, 0.95, 40)
-    ranks = np.array(
-        [np.where(margins >= 0.5, 0, 50), np.where(margins >= 0.5, 1, 50), np.where(margins >= 0.5, 50, 0)]
-    )
+    margins = np.linspace(0.05, 0.95, 400)
+    high = margins >= 0.5
+    ranks = np.array([np.where(high, 0, 50), np.where(high, 1, 50), np.where(high, 50, 0)])
     bench = worlds.make_bench(worlds.planted(ranks, margin_PE=np.tile(margins, (3, 1))))
-    planner, learned = by_tool(bench.cache, oracle_tools(bench.cache)), by_tool(bench.cache, np.int64(0))
-    found = limits(bench, planner, learned)
-    assert found["limit/decisive_share"] == 1.0
+    planner = by_tool(bench.cache, oracle_tools(bench.cache))
+    found = limits(bench, bench, planner)
+    assert found["limit/decisive_share"] == 1.0 and found["limit/decisive_n"] == 400
     assert found["limit/adds_reason"] == pytest.approx(0.5) and found["limit/adds_rank"] == 0
+    assert found["limit/adds_reason_lo"] < 0.5 < found["limit/adds_reason_hi"]
     assert found["limit/adds_retrieve"] == pytest.approx(0.5 * (1 - 1 / np.log2(3)))
     assert found["limit/oracle_share_reason"] == 0.5
     assert found["limit/auc_reason_margin"] == found["limit/auc_reason_planner"] == 1.0
-    assert found["limit/auc_reason_learned"] == 0.5 and found["limit/learned_decisive_agreement"] == 0.5
+    assert found["limit/auc_rank_margin"] is None
+    assert found["limit/auc_reason_learned"] > 0.95 and found["limit/learned_decisive_agreement"] > 0.9
+
+
+def test_a_signals_direction_is_the_routing_folds(worlds):
+    """Where the rule is turned round on the graded examples, an area below a half says so."""
+    margins = np.linspace(0.05, 0.95, 400)
+
+    def bench(high):
+        ranks = np.array([np.where(high, 0, 50), np.full(400, 50), np.where(high, 50, 0)])
+        return worlds.make_bench(worlds.planted(ranks, margin_PE=np.tile(margins, (3, 1))))
+
+    usual, turned = bench(margins >= 0.5), bench(margins < 0.5)
+    nobody = by_tool(turned.cache, np.int64(0))
+    assert limits(usual, usual, nobody)["limit/auc_reason_margin"] == 1.0
+    assert limits(turned, usual, nobody)["limit/auc_reason_margin"] == 0.0
 
 
 def test_without_a_decisive_example_the_limits_are_those_of_the_tools(worlds):
     bench = worlds.make_bench(worlds.planted(np.tile([0, 3, 50, 20], (3, 1))))
-    routed = by_tool(bench.cache, np.int64(0))
-    found = limits(bench, routed, routed)
-    assert found == {"limit/decisive_share": 0.0, **{f"limit/adds_{tool}": 0.0 for tool in TOOLS}}
+    found = limits(bench, bench, by_tool(bench.cache, np.int64(0)))
+    assert not any(found.values()) and {f"limit/adds_{tool}" for tool in TOOLS} <= set(found)
 
 
 def noisy_bench(worlds, seed, examples=900):
@@ -180,7 +249,7 @@ def report(worlds):
         envs = [worlds.env_at(bench, row, plan(row)) for row in range(len(bench))]
         played[name] = [SimpleNamespace(env=env, own_cost=2_000_000, faults=0) for env in envs]
     thresholds = [ThresholdRouter(signal, 0.5, 2, 0) for signal in SIGNALS]
-    metrics = {"cost_weight": 0.3, "cost_ceiling": 0.5, "planners": 2}
+    metrics = {"cost_weight": 0.3, "cost_ceiling": 0.5, "planners": 2, "planners_below_ceiling": 1}
     metrics |= routing_metrics(bench.cache, thresholds, played["planner@0.3"])
     learned = by_tool(bench.cache, np.int64(1))
     metrics |= described("learned", learned, bench.cache)
@@ -191,7 +260,7 @@ def report(worlds):
             signal = name.replace("planner", router.signal)
             metrics |= described(signal, router.route(bench.cache), bench.cache)
     planner = by_planner(played["planner@0.3"])
-    metrics |= routing_groups(bench, planner) | limits(bench, planner, learned)
+    metrics |= routing_groups(bench, planner) | limits(bench, noisy_bench(worlds, 3, 240), planner)
     return metrics | aims(metrics)
 
 
@@ -208,7 +277,7 @@ def test_the_table_has_every_router_once_with_its_numbers(report):
             low, high = report[f"{name}/{quality}_lo"], report[f"{name}/{quality}_hi"]
             assert cell == f"{report[f'{name}/{quality}']:.4f} [{low:.4f}, {high:.4f}]".replace("0.", ".")
     reason = dict(zip(head, rows[4], strict=True))
-    assert reason["of reason"] == "100%" and reason["reason"] == "100.0%"
+    assert reason["total of reason"] == "100%" and reason["reason"] == "100.0%"
     chosen = dict(zip(head, rows[0], strict=True))
     assert float(chosen["with own"].replace(",", "")) == pytest.approx(report["planner/total_cost"] / 1e6, abs=0.06)
 
@@ -216,7 +285,9 @@ def test_the_table_has_every_router_once_with_its_numbers(report):
 def test_the_report_names_aims_limits_and_groups(report):
     page = markdown(report, "Toy")
     assert page.startswith("# Toy\n") and "missed by" in page and "| kept |" in page
-    assert "weight 0.3 was chosen on validation" in page and "history length" in page
+    assert "weight 0.3 was chosen on validation: the best NDCG@10 of the 1 among 2" in page and "history length" in page
+    assert "so the cheapest was taken" in markdown(report | {"planners_below_ceiling": 0}, "Toy")
+    assert "There is one planner" in markdown(report | {"planners": 1}, "Toy")
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
@@ -224,6 +295,9 @@ def test_the_report_names_aims_limits_and_groups(report):
 
 def test_the_frontier_is_drawn_twice(report, tmp_path):
     plot_planners(report, tmp_path)
+    first = (tmp_path / "frontier.svg").read_bytes()
+    plot_planners(report, tmp_path)
+    assert (tmp_path / "frontier.svg").read_bytes() == first  # equal reports are equal files
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "frontier.svg").read_text()
     assert text.rstrip().endswith("</svg>") and text.count("<path") > 20

@@ -103,6 +103,10 @@ def test_the_name_of_a_category_is_no_citation_even_where_an_item_is_called_so()
     answer = Answer(write_pair(facts), 0, 0, "stop")
     assert "both Industrial & Scientific and Staples" in answer.text
     assert judge(PAIR, facts, answer, index, Rules()).reason is None
+    inside = TitleIndex([*TITLES, "Industrial Scientific Staples", "Scientific Staples"])
+    quoting = Answer('People with [A] and "Scientific Staples" also take [B].\nCategory: Staples', 0, 0, "stop")
+    assert judge(PAIR, facts, quoting, inside, Rules()).reason == "unknown_title"
+    assert judge(PAIR, facts, answer, inside, Rules()).reason is None
     # of no item of this evidence, so it is a citation again
     assert judge(PAIR, PAIR_FACTS, answer, index, Rules()).reason == "unknown_title"
 

@@ -83,6 +83,7 @@ def spied(trainer) -> Spy:
 @pytest.mark.parametrize("template", ["stream", "lean"])
 def test_two_steps_move_every_weight_and_draw_only_items(inputs, rows, tmp_path, template):
     trainer = make_trainer(inputs, rows, tmp_path, template)
+    assert trainer.chat_template_kwargs["enable_thinking"] is False
     spy = spied(trainer)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
