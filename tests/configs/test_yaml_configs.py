@@ -28,6 +28,8 @@ ONE_SCALE = {
     "amazon": "it reads real files; its tests write small ones",
     "kuairec": "it reads real files; its tests write small ones",
     "taobao_mm": "it reads real files; its tests write small ones",
+    "foursquare": "it reads real files; its tests write small ones",
+    "local_life": "it reads real files; its tests write small ones",
     "publish": "it sends a finished folder; what it sends is on the command line",
     "evaluate": "it evaluates a finished folder; which one is on the command line",
     "ablate_tool": "it has no settings; which cache and which tool is on the command line",
