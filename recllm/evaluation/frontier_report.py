@@ -19,6 +19,10 @@ from recllm.planner.texts import TOOLS
 
 _MEGA = 1e6
 _SINGLES = (*FIXED, "random_mix", *SIGNALS, "learned", "oracle")
+_MARKS = {
+    **{"always_retrieve": ("o", "tab:green"), "always_rank": ("o", "tab:cyan"), "always_reason": ("o", "tab:purple")},
+    **{"learned": ("P", "tab:brown"), "oracle": ("^", "black")},
+}
 AIMS = {
     "over_best_fixed": "NDCG@10 over the best fixed tool",
     "over_random_mix": "NDCG@10 over random mixing at equal shares",
@@ -167,33 +171,41 @@ def plot_planners(metrics: Mapping[str, Any], folder: Path) -> None:
         costs = np.geomspace(start[0], end[0], 60)
         line = np.interp(costs, [start[0], end[0]], [start[1], end[1]])
         axes.plot(costs, line, "--", color="0.6", linewidth=1, label=label)
-    for signal, marker in zip(SIGNALS, "sD", strict=True):
+    for signal, (marker, color) in zip(SIGNALS, (("s", "tab:blue"), ("D", "tab:orange")), strict=True):
         points = sorted({at(f"{signal}@{weight:g}") for weight in weights})
-        axes.plot(*zip(*points, strict=True), f"{marker}-", markersize=4, linewidth=1, label=f"{signal} threshold")
-    singles = {**dict.fromkeys(FIXED, "o"), "learned": "P", "oracle": "^"}
-    for name, marker in singles.items():
-        _errorbar(axes, metrics, name, *at(name), fmt=marker, markersize=7)
-    for weight in weights:
-        name = f"planner@{weight:g}"
-        mine = weight == metrics["cost_weight"]
-        axes.plot(*at(name, "total_cost"), "*", markersize=13, markerfacecolor="none", color="tab:red")
-        axes.annotate(f"{weight:g}", at(name), textcoords="offset points", xytext=(6, 6), fontsize=8, color="tab:red")
-        if mine:
-            _errorbar(axes, metrics, name, *at(name), fmt="*", markersize=14, color="tab:red", said="planner, chosen")
-        else:
-            axes.plot(*at(name), "*", markersize=10, color="tab:pink")
-    if len(weights) > 1:
-        axes.plot([], [], "*", markersize=10, color="tab:pink", label="planner, other weights")
-    axes.plot([], [], "*", markersize=10, markerfacecolor="none", color="tab:red", label="with its own tokens")
+        style = {"markersize": 4, "linewidth": 1, "color": color, "label": f"{signal} threshold"}
+        axes.plot(*zip(*points, strict=True), f"{marker}-", **style)
+    for name, (marker, color) in _MARKS.items():
+        _errorbar(axes, metrics, name, *at(name), fmt=marker, markersize=7, color=color)
+    _plot_stars(axes, metrics, {f"{weight:g}": at(f"planner@{weight:g}") for weight in weights})
+    totals = [at(f"planner@{weight:g}", "total_cost") for weight in weights]
+    hollow = {"markersize": 11, "markerfacecolor": "none", "color": "tab:red", "linestyle": "none"}
+    axes.plot(*zip(*totals, strict=True), marker="*", label="planners with their own tokens", **hollow)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(fontsize=7, loc="best")
     for ending in ("png", "svg"):
         save_figure(figure, folder / f"frontier.{ending}")
 
 
-def _errorbar(
-    axes: Any, metrics: Mapping[str, Any], name: str, x: float, y: float, said: str = "", **style: Any
-) -> None:
+def _plot_stars(axes: Any, metrics: Mapping[str, Any], place: Mapping[str, tuple[float, float]]) -> None:
+    """Planners as stars with their weights written beside them, once where several stand at one place."""
+    chosen = f"{metrics['cost_weight']:g}"
+    others = [point for weight, point in place.items() if weight != chosen]
+    if others:
+        style = {"markersize": 10, "color": "tab:pink", "linestyle": "none"}
+        axes.plot(*zip(*others, strict=True), marker="*", label="planners, other weights", **style)
+    said = {"fmt": "*", "markersize": 14, "color": "tab:red", "said": "planner, chosen"}
+    _errorbar(axes, metrics, f"planner@{chosen}", *place[chosen], **said)
+    at: dict[tuple[float, float], list[str]] = {}
+    for weight, (x, y) in place.items():
+        at.setdefault((round(np.log10(x), 2), round(y, 3)), []).append(weight)
+    for weights in at.values():
+        beside = {"textcoords": "offset points", "xytext": (8, 8), "fontsize": 8, "color": "tab:red"}
+        axes.annotate(", ".join(weights), place[weights[0]], **beside)
+
+
+def _errorbar(axes: Any, metrics: Mapping[str, Any], name: str, x: float, y: float, said: str = "", **style: Any):
     low, high = metrics[f"{name}/ndcg@10_lo"], metrics[f"{name}/ndcg@10_hi"]
     spread = [[max(0.0, y - low)], [max(0.0, high - y)]]  # rounding may put an end past the mean
     axes.errorbar(x, y, yerr=spread, capsize=3, label=said or name, **style)
