@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from recllm.data.checkins import SCHEMA, write_visits
+from recllm.data.checkins import SCHEMA
 from recllm.data.prepare import Raw, prepare, quarantine, write_dataset
 from recllm.needs.worlds_city import CITIES, City, draw, draw_near, make_city
 from recllm.needs.worlds_rules import SCENES, WEATHERS, Rules, make_rules
@@ -186,22 +186,13 @@ def _with_returns(
 def write_world(folder: str | Path, world: World) -> dict[str, float]:
     """Write a world as a data set with visits.parquet; return its counts.
 
-    The split is roles with two routing targets, so that what it fits on is the fold "fit". dataset.json also holds the
-    options, the shares of `Rules.shares` and the description of every need.
+    dataset.json also holds the options, the shares of `Rules.shares` and the description of every need.
     """
     visits = world.visits
     events = visits.select(pl.col("user_id", "item_id").cast(pl.String).name.replace("_id", ""), "timestamp")
     items = world.city.frame.with_row_index("item").with_columns(pl.col("item").cast(pl.String))
     raw = Raw(events, items, quarantine([]), {"world": visits.height})
-    policies = SimpleNamespace(
-        split="roles",
-        routing_items=HELD_OUT,
-        split_seed=0,
-        k_core=0,
-        dedup="none",
-        keep_unseen=True,
-        max_bad_fraction=0,
-    )
+    policies = SimpleNamespace(k_core=0, dedup="none", keep_unseen=True, max_bad_fraction=0)
     description = {
         "name": f"needs-world-{world.options.city}",
         "source": "made up by recllm/needs/worlds.py",
@@ -210,6 +201,4 @@ def write_world(folder: str | Path, world: World) -> dict[str, float]:
         "needs": {need.name: need.description for need in world.rules.needs},
     }
     prepared = prepare(raw, k=0, dedup="none", keep_unseen=True)
-    counts = write_dataset(folder, prepared, raw, policies, description)
-    write_visits(folder, visits)
-    return counts
+    return write_dataset(folder, prepared, raw, policies, description, visits)
