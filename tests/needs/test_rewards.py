@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recllm.needs.encoders import CachedEncoder, tfidf_encoder
-from recllm.needs.faults import FAULTS, Venues, names_category, need_fault
+from recllm.needs.faults import FAULTS, Venues, names_category, need_fault, words
 from recllm.needs.rewards import TERMS, Judge, NeedReward, Places
 from recllm.needs.schema import STAGES, Answer, Reading, ServiceNames, gold_answer, read_answer, render
 
@@ -227,6 +227,10 @@ def test_every_fault_is_met_and_honest_needs_have_none():
     for need in honest:
         assert need_fault(need, ["Coffee Shop", None, "Bar"], PLACES.venues) is None
     assert need_fault("a walk in the park", ["Park"], PLACES.venues) == "names_category"
+
+
+def test_words_have_no_case_no_accents_and_no_punctuation():
+    assert words("Un CAFÉ-crème_s'il vous plaît!") == ("un", "cafe", "creme", "s", "il", "vous", "plait")
 
 
 @pytest.mark.parametrize(
