@@ -10,6 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
+from recllm.data.frames import read_frame
+
 FILE = "catalog.parquet"
 SCHEMA = {"item_id": pl.Int32, "title": pl.String, "categories": pl.List(pl.String)}
 
@@ -33,15 +35,7 @@ class Catalog:
             ValueError: a column is missing or has another type, or the ids are not 0..N-1 in order.
         """
         path = Path(dataset_dir) / FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; make the data set with a data_prep script first")
-        frame = pl.read_parquet(path)
-        for name, dtype in SCHEMA.items():
-            found = frame.schema.get(name)
-            if found != dtype:
-                raise ValueError(
-                    f"{path}: column {name} must be {dtype}, found {found}; run the data_prep script again"
-                )
+        frame = read_frame(path, SCHEMA, nullable=SCHEMA)
         ids_N = frame["item_id"]
         if len(ids_N) == 0 or ids_N.null_count() or not (ids_N == pl.Series(range(len(ids_N)), dtype=pl.Int32)).all():
             raise ValueError(f"{path}: item_id must run from 0 to N-1 in order; run the data_prep script again")

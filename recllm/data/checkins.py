@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recllm.data.frames import read_frame
 from recllm.data.interactions import Sequences
 from recllm.data.splits import Examples, FoldsSplit
 from recllm.data.text import neutralise
@@ -64,15 +65,7 @@ class Visits:
             ValueError: a column is missing or of another type, an unknown fold, or rows that are not interactions'.
         """
         path = Path(dataset_dir) / FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; make the data set with data_prep/foursquare.py")
-        frame = pl.read_parquet(path)
-        for name, dtype in SCHEMA.items():
-            if frame.schema.get(name) != dtype:
-                found = frame.schema.get(name)
-                raise ValueError(f"{path}: column {name} must be {dtype}, is {found}; run the data_prep script again")
-            if name not in _UNKNOWN and frame[name].null_count():
-                raise ValueError(f"{path}: column {name} has nulls; run the data_prep script again")
+        frame = read_frame(path, SCHEMA, nullable=_UNKNOWN)
         if unknown := sorted(set(frame["fold"].unique()) - set(FOLDS)):
             raise ValueError(f"{path}: unknown fold {unknown[0]!r}; folds are {', '.join(FOLDS)}: run data_prep again")
         sequences = Sequences.load(dataset_dir)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recllm.data.frames import read_frame
+
 FILE = "interactions.parquet"
 SCHEMA = {"user_id": pl.Int32, "item_id": pl.Int32, "timestamp": pl.Int64}
 
@@ -34,17 +36,7 @@ class Sequences:
             ValueError: wrong columns, nulls, negative ids, or rows not sorted by user and timestamp.
         """
         path = Path(dataset_dir) / FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; make the data set with a data_prep script first")
-        frame = pl.read_parquet(path)
-        for name, dtype in SCHEMA.items():
-            if frame.schema.get(name) != dtype:
-                found = frame.schema.get(name)
-                raise ValueError(
-                    f"{path}: column {name} must be {dtype}, found {found}; run the data_prep script again"
-                )
-            if frame[name].null_count():
-                raise ValueError(f"{path}: column {name} has nulls; run the data_prep script again")
+        frame = read_frame(path, SCHEMA)
         try:
             return cls.from_arrays(*(frame[name].to_numpy() for name in SCHEMA))
         except ValueError as error:

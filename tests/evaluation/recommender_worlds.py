@@ -14,6 +14,13 @@ from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import extend, save_extended
 from recllm.training.tiny_lm import build_model, train_tokenizer
 
+# Two steps of any of the GRPO trainers that draw sids, for their tests.
+GRPO_SETTINGS = {
+    **{"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 2, "learning_rate": 3e-3, "use_cpu": True},
+    **{"bf16": False, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", "report_to": "none"},
+    "disable_tqdm": True,
+}
+
 ITEMS, USERS = 30, 24
 SIZES = (3, 4, 5)
 

@@ -28,11 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _FILE = ROOT / "tests" / "evaluation" / "recommender_worlds.py"
 worlds = SimpleNamespace(**runpy.run_path(str(_FILE), run_name="recommender_worlds"))
 TABLE = worlds.make_table()
-SETTINGS = {
-    **{"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 2, "learning_rate": 3e-3, "use_cpu": True},
-    **{"bf16": False, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", "report_to": "none"},
-    "disable_tqdm": True,
-}
+SETTINGS = worlds.GRPO_SETTINGS
 LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
 WEIGHTS = {"exact": 1.0, "rank": 1.0, "prefix": 0.5}
 
