@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +62,9 @@ def aims(metrics: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def limits(graded: Bench, routing: Bench, planner: Routed) -> dict[str, float | None]:
-    """What stands between a planner and the oracle, from the cached answers of the graded examples.
+def limits(graded: Bench, routing: Bench, planner: Routed, learned: LearnedRouter) -> dict[str, float | None]:
+    """What stands between a planner and the oracle, from the cached answers of the graded examples; `learned` was
+    fitted on the routing fold.
 
     `limit/decisive_n`: examples where the tools differ, `limit/decisive_share` of all. `limit/adds_<tool>`, with its
     interval: NDCG@10 that the oracle loses where it may not call the tool, so what the tool brings that no other has.
@@ -83,7 +85,7 @@ def limits(graded: Bench, routing: Bench, planner: Routed) -> dict[str, float | 
         metrics |= flat(f"limit/adds_{tool}", paired_interval(cache.ndcg_PE.max(0), others_E))
     if not decisive_E.any():
         return metrics
-    router = LearnedRouter.fit(routing, cost_weight=0.0)
+    router = replace(learned, cost_weight=0.0)
     foretold_PE, agreement_E = router.foretell(graded), router.route(graded).agreement(oracle_E)
     metrics |= flat("limit/learned_decisive_agreement", mean_interval(agreement_E[decisive_E]))
     known, taught = signals(graded), signals(routing)

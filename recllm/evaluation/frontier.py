@@ -131,19 +131,19 @@ def evaluate_frontier(folders: Sequence[str | Path], inputs: Inputs, ceiling: fl
         model, tokenizer = load_planner(point.folder, inputs["sid_table"])
         played[point.name] = play(model, tokenizer, test, np.arange(len(test)), label=f"{point.name}: test")
     thresholds = fit_thresholds(validation.cache, chosen.cost_weight)
-    learned = LearnedRouter.fit(routing, chosen.cost_weight).route(test)
+    learned = LearnedRouter.fit(routing, chosen.cost_weight)
     allowed = sum(point.cost_share <= ceiling for point in points)
     metrics = {"cost_weight": chosen.cost_weight, "cost_ceiling": ceiling}
     metrics |= {"planners": len(points), "planners_below_ceiling": allowed}
     metrics |= routing_metrics(test.cache, thresholds, played[chosen.name])
-    metrics |= described("learned", learned, test.cache)
+    metrics |= described("learned", learned.route(test), test.cache)
     for point in points:
         metrics |= _point_metrics(point, by_planner(played[point.name]), played[point.name], test.cache)
         for signal in SIGNALS:
             router = ThresholdRouter.fit(validation.cache, signal, point.cost_weight)
             metrics |= described(f"{signal}@{point.cost_weight:g}", router.route(test.cache), test.cache)
     planner = by_planner(played[chosen.name])
-    metrics |= routing_groups(test, planner) | limits(test, routing, planner)
+    metrics |= routing_groups(test, planner) | limits(test, routing, planner, learned)
     user_E, answered_E = test.examples.user_ids_E, np.array([answer_rank(one.env) for one in played[chosen.name]])
     rank_PE = np.where(test.cache.rank_PE < DEPTH, test.cache.rank_PE, np.inf)
     fixed = {name: (user_E, rank_E) for name, rank_E in zip(FIXED, rank_PE, strict=True)}

@@ -179,7 +179,7 @@ def test_limits_tell_what_each_tool_adds_and_which_signal_finds_it(worlds):
     ranks = np.array([np.where(high, 0, 50), np.where(high, 1, 50), np.where(high, 50, 0)])
     bench = worlds.make_bench(worlds.planted(ranks, margin_PE=np.tile(margins, (3, 1))))
     planner = by_tool(bench.cache, oracle_tools(bench.cache))
-    found = limits(bench, bench, planner)
+    found = limits(bench, bench, planner, LearnedRouter.fit(bench, 0.3))
     assert found["limit/decisive_share"] == 1.0 and found["limit/decisive_n"] == 400
     assert found["limit/adds_reason"] == pytest.approx(0.5) and found["limit/adds_rank"] == 0
     assert found["limit/adds_reason_lo"] < 0.5 < found["limit/adds_reason_hi"]
@@ -199,14 +199,14 @@ def test_a_signals_direction_is_the_routing_folds(worlds):
         return worlds.make_bench(worlds.planted(ranks, margin_PE=np.tile(margins, (3, 1))))
 
     usual, turned = bench(margins >= 0.5), bench(margins < 0.5)
-    nobody = by_tool(turned.cache, np.int64(0))
-    assert limits(usual, usual, nobody)["limit/auc_reason_margin"] == 1.0
-    assert limits(turned, usual, nobody)["limit/auc_reason_margin"] == 0.0
+    nobody, trees = by_tool(turned.cache, np.int64(0)), LearnedRouter.fit(usual, 0.3)
+    assert limits(usual, usual, nobody, trees)["limit/auc_reason_margin"] == 1.0
+    assert limits(turned, usual, nobody, trees)["limit/auc_reason_margin"] == 0.0
 
 
 def test_without_a_decisive_example_the_limits_are_those_of_the_tools(worlds):
     bench = worlds.make_bench(worlds.planted(np.tile([0, 3, 50, 20], (3, 1))))
-    found = limits(bench, bench, by_tool(bench.cache, np.int64(0)))
+    found = limits(bench, bench, by_tool(bench.cache, np.int64(0)), LearnedRouter.fit(bench, 0.3))
     assert not any(found.values()) and {f"limit/adds_{tool}" for tool in TOOLS} <= set(found)
 
 
@@ -259,8 +259,8 @@ def report(worlds):
         for router in thresholds:
             signal = name.replace("planner", router.signal)
             metrics |= described(signal, router.route(bench.cache), bench.cache)
-    planner = by_planner(played["planner@0.3"])
-    metrics |= routing_groups(bench, planner) | limits(bench, noisy_bench(worlds, 3, 240), planner)
+    planner, taught = by_planner(played["planner@0.3"]), noisy_bench(worlds, 3, 240)
+    metrics |= routing_groups(bench, planner) | limits(bench, taught, planner, LearnedRouter.fit(taught, 0.3))
     return metrics | aims(metrics)
 
 
