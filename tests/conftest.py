@@ -26,6 +26,18 @@ def repo_root() -> Path:
     return ROOT
 
 
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run `recllm recommend` with these words, in an empty folder and 150 columns."""
+    from typer.testing import CliRunner
+
+    from recllm import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    return lambda *words: CliRunner().invoke(cli.app, ["recommend", *(str(word) for word in words)])
+
+
 @pytest.fixture(scope="session")
 def recllm_data() -> Path:
     """The folder of real data sets that RECLLM_DATA names; without it the test is skipped with the reason."""

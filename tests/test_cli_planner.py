@@ -8,9 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from recllm import cli
 from recllm.evaluation.planner_trace import trace_table
 from recllm.evaluation.serve_planner import events_of, find_inputs, play_request, request
 from recllm.planner.bench import Bench
@@ -30,14 +28,6 @@ def project(tmp_path_factory):
     patch.undo()
     made.base = root / "outputs/p"
     return made
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Run the command somewhere else."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "150")
-    return lambda *words: CliRunner().invoke(cli.app, ["recommend", *(str(word) for word in words)])
 
 
 @pytest.fixture

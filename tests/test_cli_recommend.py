@@ -9,9 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from recllm import cli
 from recllm.data.splits import load_split
 from recllm.evaluation.recommender import Recommender
 from recllm.evaluation.serve import find_dataset
@@ -50,14 +48,6 @@ def project(tmp_path_factory):
         finish(base / name, name, **inputs)
     patch.undo()
     return root
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    """Run a command somewhere else, with the Hub out of reach."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "150")
-    return lambda *words: CliRunner().invoke(cli.app, ["recommend", *(str(word) for word in words)])
 
 
 @pytest.fixture
