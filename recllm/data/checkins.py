@@ -1,10 +1,10 @@
 """Visits with their context: a data set folder whose events also say when, where and in what weather.
 
 Such a folder is an ordinary data set (catalog.parquet, interactions.parquet, dataset.json) with `visits.parquet` beside
-it, XX
-Which events are targets is written down event by event (`fold`), since it follows the calendar or the end of a user's
-log; everything before an event, of whatever fold, is its history. `load_split` reads the same folds, so sequential
-backbones are trained and graded on the very events that a model of needs is.
+it, one row an interaction, in their order. Which events are targets is written down event by event (`fold`), since it
+follows the calendar or the end of a user's log; everything before an event, of whatever fold, is its history.
+`load_split` reads the same folds, so sequential backbones are trained and graded on the very events that a model of
+needs is.
 """
 
 from __future__ import annotations
