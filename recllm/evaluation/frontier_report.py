@@ -74,7 +74,7 @@ def _short(metrics: Mapping[str, Any], name: str) -> str:
 def aim_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """Head and one row an aim: figure, bound, and whether it is kept, open or by how much it is missed.
 
-    A difference is open where its interval holds 0.
+    A difference is open where its interval holds 0, to the digits that are shown: one user sent elsewhere is no gain.
     """
     rows = [["aim", "figure", "bound", ""]]
     for name, title in AIMS.items():
@@ -84,7 +84,7 @@ def aim_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         said, figure = "kept" if slack >= 0 else f"missed by {-slack:.4g}", f"{value:.4g}"
         if f"planner/{name}_lo" in metrics:
             figure = interval_text(metrics, f"planner/{name}")
-            low, high = metrics[f"planner/{name}_lo"], metrics[f"planner/{name}_hi"]
+            low, high = (round(metrics[f"planner/{name}_{end}"], 4) for end in ("lo", "hi"))
             said = "open: the interval holds 0" if low <= 0 <= high else said
         rows.append([title, figure, f"{bound:.4g}", said])
     return rows

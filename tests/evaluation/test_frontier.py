@@ -293,6 +293,17 @@ def test_the_report_names_aims_limits_and_groups(report):
             assert line.endswith("|")
 
 
+@pytest.mark.parametrize(("low", "said"), [(1e-6, "open: the interval holds 0"), (1e-3, "kept")])
+def test_a_gain_too_small_to_be_shown_is_no_gain(report, low, said):
+    gain = {"aim/over_random_mix": 2 * low, "aim/over_random_mix/slack": 2 * low}
+    gain |= {
+        "planner/over_random_mix": 2 * low,
+        "planner/over_random_mix_lo": low,
+        "planner/over_random_mix_hi": 3 * low,
+    }
+    assert {row[0]: row[-1] for row in aim_rows(report | gain)}["NDCG@10 over random mixing at equal shares"] == said
+
+
 def test_the_frontier_is_drawn_twice(report, tmp_path):
     plot_planners(report, tmp_path)
     first = (tmp_path / "frontier.svg").read_bytes()
