@@ -6,7 +6,6 @@ anything but the category's own habit, and then joined across categories by thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +57,11 @@ def cluster(feature_EF: np.ndarray, category_E: np.ndarray, options: ClusterOpti
     for category in np.unique(category_E):
         rows = np.flatnonzero(category_E == category)
         if len(rows) >= _LEAST_VISITS:
-            own = _density(feature_EF[rows], options) if options.method == "hdbscan" else _means(feature_EF[rows], options)
+            own = (
+                _density(feature_EF[rows], options)
+                if options.method == "hdbscan"
+                else _means(feature_EF[rows], options)
+            )
             label_E[rows] = np.where(own == NOISE, NOISE, own + found)
             found += own.max() + 1
     return label_E
@@ -110,19 +113,12 @@ def profiles(contexts: Contexts, rows: np.ndarray, label_E: np.ndarray) -> np.nd
     return np.concatenate(parts, axis=1)
 
 
-def joined(profile_CX: np.ndarray, label_E: np.ndarray, needs: Sequence[int]) -> dict[int, np.ndarray]:
-    """Number of needs -> need of every event (`NOISE` where it has no cluster), by Ward's merging of the profiles.
-
-    Numbers above that of the clusters are left out; the smallest of `needs` is clamped to it, so that one is left.
-    """
+def joined(profile_CX: np.ndarray, label_E: np.ndarray, needs: int) -> np.ndarray:
+    """Need of every event (`NOISE` where it has no cluster), by Ward's merging of the clusters' profiles into `needs`,
+    or into as many as there are clusters."""
     from sklearn.cluster import AgglomerativeClustering
 
-    count = len(profile_CX)
-    wanted = [number for number in needs if number <= count] or [count]
-    if count < 2:
-        return {count: label_E}
-    found = {}
-    for number in wanted:
-        need_C = AgglomerativeClustering(number, linkage="ward").fit_predict(profile_CX)
-        found[number] = np.where(label_E == NOISE, NOISE, need_C[label_E])
-    return found
+    if len(profile_CX) <= max(needs, 1):
+        return label_E
+    need_C = AgglomerativeClustering(needs, linkage="ward").fit_predict(profile_CX)
+    return np.where(label_E == NOISE, NOISE, need_C[label_E])

@@ -164,4 +164,3 @@ def _standard(value_M: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     if len(known) == 0 or known.std() == 0:
         return np.zeros(len(value_M))
     return np.nan_to_num(np.clip((value_M - known.mean()) / known.std(), -3, 3))
-

@@ -22,6 +22,7 @@ WHEN = {
     "afternoon": "in the afternoon",
     "evening": "in the evening",
     "night": "late at night",
+    "": "at any hour",
 }
 # Activity -> words that tell it. The first activity whose word is in a leaf's name holds; then the root's name is read.
 _TOLD = {
@@ -75,7 +76,10 @@ _NEEDED = {
         "evening": ("working off the day by exercise", _ESTEEM, "keeping fit"),
         "": ("keeping the body in shape", _ESTEEM, "keeping fit"),
     },
-    "health": {"night": ("getting urgent help with an ache", _SAFE, "urgent care"), "": ("getting help with an ache", _SAFE, "care")},
+    "health": {
+        "night": ("getting urgent help with an ache", _SAFE, "urgent care"),
+        "": ("getting help with an ache", _SAFE, "care"),
+    },
     "home": {
         "morning": ("picking up what the day asks for", _SAFE, "supplies"),
         "": ("getting what the household runs on", _SAFE, "household"),
@@ -168,5 +172,11 @@ def phrases(
     when += {"weekend": " of a free day", "working day": " of a working day"}.get(day, "")
     where = f" around the {scene.lower()}" if scene and not _SCENE_WORD.match(scene) else ""
     sky = f", {weather.lower()} weather" if weather and more else ""
-    ways = [f"{core}{also} {when}{where}{sky}", f"{core}{also} {when}", f"{core} {when}", core, f"what one needs {when}"]
+    ways = [
+        f"{core}{also} {when}{where}{sky}",
+        f"{core}{also} {when}",
+        f"{core} {when}",
+        core,
+        f"what one needs {when}",
+    ]
     return list(dict.fromkeys(ways)), f"{level}/{sub}"
