@@ -57,11 +57,7 @@ def cluster(feature_EF: np.ndarray, category_E: np.ndarray, options: ClusterOpti
     for category in np.unique(category_E):
         rows = np.flatnonzero(category_E == category)
         if len(rows) >= _LEAST_VISITS:
-            own = (
-                _density(feature_EF[rows], options)
-                if options.method == "hdbscan"
-                else _means(feature_EF[rows], options)
-            )
+            own = finder(feature_EF[rows], options)
             label_E[rows] = np.where(own == NOISE, NOISE, own + found)
             found += own.max() + 1
     return label_E
