@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 
 import pytest
 
@@ -39,9 +40,9 @@ def test_a_category_alone_does_not_tell_the_need(tmp_path):
 
 def test_no_phrase_names_a_category():
     avoid = tuple(leaf for leaf, _ in LEAF_ROOTS)
-    contexts = itertools.product(
-        LEAF_ROOTS, itertools.permutations(WHEN, 2), ("", "weekend"), ("", *SCENES), ((), ("x y",))
-    )
+    parts, scenes, taken = itertools.permutations(WHEN, 2), ("", *SCENES), ((), ("x y",))
+    contexts = list(itertools.product(LEAF_ROOTS, parts, ("", "weekend"), scenes, taken))
+    contexts = random.Random(0).sample(contexts, 200)
     for pair, parts, day, scene, taken in contexts:
         facts = centroid(*pair, parts, day, scene, "clear", avoid).facts(taken)
         found = read_name(rule_based(facts), avoid, NOBODY)
@@ -96,7 +97,7 @@ def answer(**changed):
         "{",
         "{" * 100_000,
         "null",
-        json.dumps([GOOD]),
+        json.dumps(["need", "need_type"]),
         answer(need=None),
         answer(need=["a quick cup"]),
         answer(need="cup"),
