@@ -105,9 +105,12 @@ def _sentences(texts: Sequence[str], name: str) -> np.ndarray:
 
     # Safetensors only: the other weight format of such folders is a pickle.
     model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
-    return model.encode(
-        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=True
-    ).astype(np.float32)
+    # Venues of one kind without names share their text.
+    place = {text: u for u, text in enumerate(dict.fromkeys(texts))}
+    vectors_UD = model.encode(
+        list(place), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=True
+    )
+    return vectors_UD[[place[text] for text in texts]].astype(np.float32)
 
 
 def _tfidf(texts: Sequence[str], seed: int) -> np.ndarray:
