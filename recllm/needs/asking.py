@@ -72,7 +72,11 @@ def references(visits: Visits, patterns: Patterns, places: Places, fold: str, al
     pairs = found.select("need", "category").unique().rows()
     sound = {pair for pair in pairs if not need_fault(pair[0], [pair[1]], places.venues)}
     kept = [pair in sound for pair in found.select("need", "category").iter_rows()]
-    return found.filter(pl.Series(kept, dtype=pl.Boolean)).drop("kept")
+    found = found.filter(pl.Series(kept, dtype=pl.Boolean)).drop("kept")
+    # What the patterns cannot place comes last.
+    return found.with_columns(
+        pl.col("typicality").fill_nan(pl.col("typicality").filter(pl.col("typicality").is_not_nan()).min())
+    )
 
 
 def _with_nearest(found: pl.DataFrame, visits: pl.DataFrame, patterns: pl.DataFrame) -> pl.DataFrame:
@@ -89,7 +93,9 @@ def _with_nearest(found: pl.DataFrame, visits: pl.DataFrame, patterns: pl.DataFr
         hour, weekday = hour_M[rows[i]], weekday_M[rows[i]]
         apart_P = np.abs(hour_P - (hour if hour is not None else hour_P)) % 24
         weekend = float(weekday >= 5) if weekday is not None else weekend_P
-        far_P = np.minimum(apart_P, 24 - apart_P) / 12 + np.abs(weekend_P - weekend)
+        # A pattern without a known hour is neither near nor far.
+        clock_P = np.nan_to_num(np.minimum(apart_P, 24 - apart_P) / 12, nan=0.5)
+        far_P = clock_P + np.abs(weekend_P - weekend)
         # Nothing by the clock outweighs another category.
         nearest = int(np.argmin(far_P + 10.0 * (category_P != categories[i])))
         needs[i], types[i] = patterns["need"][nearest], patterns["need_type"][nearest]

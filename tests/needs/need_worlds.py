@@ -10,6 +10,7 @@ import polars as pl
 
 from recllm.data.catalog import Catalog
 from recllm.data.checkins import Visits
+from recllm.needs.patterns import Patterns
 
 
 def write_patterns(folder: Path, dataset: Path) -> Path:
@@ -35,30 +36,15 @@ def write_patterns(folder: Path, dataset: Path) -> Path:
     known = events["pattern_id"].is_not_null().to_numpy()
     need = np.where(known, np.array([told.get(name, "") for name in events["need"]]), "")
     noise = np.random.default_rng(0).random(len(known))
-    folder.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(
-        {
-            "pattern_id": events["pattern_id"].fill_null(-1),
-            "need": pl.Series(need.tolist(), dtype=pl.String),
-            "need_type": pl.Series(np.where(known, events["need"].to_numpy(), "").tolist(), dtype=pl.String),
-            "typicality": pl.Series(np.log1p(events["support"].fill_null(0).to_numpy()) + noise, dtype=pl.Float32),
-            "kept": pl.Series(known, dtype=pl.Boolean),
-        }
-    ).write_parquet(folder / "events.parquet")
-    patterns.select(
-        "pattern_id",
-        need=pl.col("need").replace_strict(told, return_dtype=pl.String),
-        need_type="need",
-        category="category",
-        hour=pl.col("hour").cast(pl.Float32),
-        weekend="weekend",
-        scene=pl.lit(""),
-        weather=pl.lit(""),
-        support="support",
-        users="users",
-        confidence=pl.lit(1.0, dtype=pl.Float32),
-        lift=pl.lit(1.0, dtype=pl.Float32),
-    ).write_parquet(folder / "patterns.parquet")
-    known = {"version": 1, "need_types": sorted(set(patterns["need"]))}
-    (folder / "patterns.json").write_text(json.dumps(known))
+    columns = {
+        "pattern_id": events["pattern_id"].fill_null(-1),
+        "need": pl.Series(need.tolist(), dtype=pl.String),
+        "need_type": pl.Series(np.where(known, events["need"].to_numpy(), "").tolist(), dtype=pl.String),
+        "typicality": np.log1p(events["support"].fill_null(0).to_numpy()) + noise,
+        "kept": known,
+    }
+    unknown = {"scene": pl.lit(""), "weather": pl.lit(""), "confidence": pl.lit(1.0), "lift": pl.lit(1.0)}
+    need = pl.col("need").replace_strict(told, return_dtype=pl.String)
+    found = Patterns(patterns.with_columns(need=need, need_type="need", **unknown), pl.DataFrame(columns), {})
+    found.save(folder, visits)
     return folder

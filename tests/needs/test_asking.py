@@ -93,7 +93,7 @@ def test_a_reference_that_no_reward_would_pay_for_is_left_out(city):
     events = city.patterns.events.with_columns(
         need=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("the same the same the same")).otherwise("need")
     )
-    found = references(city.visits, Patterns(city.patterns.frame, events), city.places, "fit")
+    found = references(city.visits, Patterns(city.patterns.frame, events, {}), city.places, "fit")
     assert found.height and (found["row"] % 2 == 1).all()
 
 

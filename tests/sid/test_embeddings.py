@@ -6,7 +6,7 @@ import pytest
 
 from recllm import assets
 from recllm.data.catalog import Catalog
-from recllm.sid.embeddings import embed_items, item_texts, load_embeddings, save_embeddings
+from recllm.sid.embeddings import embed_items, item_texts, load_embeddings, save_embeddings, with_positions
 
 
 def catalog(titles: list[str], categories: list[list[str]]) -> Catalog:
