@@ -18,6 +18,9 @@ from recllm.training.arguments import parse
 class Arguments:
     dataset: str = field(metadata={"help": "Folder of the data set whose text the tokenizer learns."})
     output_dir: str = field(metadata={"help": "Folder for the model and its tokenizer."})
+    chats: str | None = field(
+        default=None, metadata={"help": "Folder of a chat data set that the tokenizer learns in place of the prompts."}
+    )
     vocab_size: int = field(default=4096, metadata={"help": "BPE tokens before the markers and sids are added."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the network."})
     num_layers: int = field(default=6, metadata={"help": "Transformer layers."})
@@ -36,13 +39,17 @@ def main(args: Arguments) -> None:
     from recllm.planner.texts import example_calls
     from recllm.provenance import RunRecord
     from recllm.training.chat import set_chat_template
-    from recllm.training.tiny_lm import build_model, train_tokenizer, training_texts
+    from recllm.training.tiny_lm import build_model, chat_texts, train_tokenizer, training_texts
 
-    record = RunRecord.start(args.output_dir, "init_quickstart_lm", args, inputs={"dataset": args.dataset})
+    inputs = {"dataset": args.dataset} | ({"chats": args.chats} if args.chats else {})
+    record = RunRecord.start(args.output_dir, "init_quickstart_lm", args, inputs=inputs)
     if record.complete:
         return
 
-    texts = training_texts(Catalog.load(args.dataset), extra=example_calls())
+    if args.chats:
+        texts = chat_texts(args.chats)
+    else:
+        texts = training_texts(Catalog.load(args.dataset), extra=example_calls())
     tokenizer = train_tokenizer(texts, args.vocab_size)
     set_chat_template(tokenizer, args.chat_template)
 

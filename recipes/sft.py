@@ -8,7 +8,8 @@ Run: accelerate launch recipes/sft.py --config recipes/configs/sft/quickstart.ya
     --model_name_or_path outputs/quickstart/base_with_sids --chats outputs/quickstart/rationales
     --output_dir outputs/quickstart/reasoner
 Quick: about 4 minutes on 2 cores with the config above; --config recipes/configs/sft/smoke.yaml takes seconds.
-Makes: merged weights, tokenizer, generation_config.json, sid_table/, card, metrics.json, run.json.
+Makes: merged weights, tokenizer, generation_config.json, sid_table/, card, metrics.json, run.json; needs.json where the
+    chats have one.
 Expect: see the header of each config.
 """
 
@@ -57,7 +58,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     trainer = build_sft_trainer(rows, training_args, model_args, args.trainable, watches)
     equipment = equip(trainer, publishing)
 
-    metrics = train_and_deliver(trainer, record, source, watches)
+    metrics = train_and_deliver(trainer, record, source, watches, args.chats)
 
     if trainer.is_world_process_zero():
         deliver_run(record, {"rows": len(rows), **metrics, **equipment.metrics()}, publishing)

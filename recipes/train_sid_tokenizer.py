@@ -33,6 +33,9 @@ class Arguments:
     levels: list[int] = field(
         default_factory=lambda: [256, 256, 256], metadata={"help": "number of codes of each level, coarse first"}
     )
+    position_weight: float = field(
+        default=0.0, metadata={"help": "weight of an item's lat and lon beside its text, whose vectors have length 1"}
+    )
     collision: str = field(default="nearest", metadata={"help": "nearest, suffix (adds a level) or share"})
     quantizer: str = field(default="kmeans", metadata={"help": "kmeans, balanced or rqvae"})
     kmeans_init: str = field(default="sketch++", metadata={"help": "kmeans: sketch++, k-means++ or sample"})
@@ -62,12 +65,14 @@ def main(args: Arguments) -> None:
 
     from recllm.sid.build import build_quantizer, reconstruction_report, save_quantizer
     from recllm.sid.collisions import resolve_collisions
-    from recllm.sid.embeddings import embed_items, encoder_assets, save_embeddings
+    from recllm.sid.embeddings import embed_items, encoder_assets, save_embeddings, with_positions
     from recllm.sid.quantizer import table_report
     from recllm.sid.table import SidTable
 
     catalog = Catalog.load(args.dataset)
     vectors_ND, encoder = embed_items(catalog, args.encoder, args.seed)
+    if args.position_weight:
+        vectors_ND = with_positions(vectors_ND, catalog, args.position_weight)
 
     quantizer = build_quantizer(args.quantizer, args)
     codes_NL = quantizer.fit(vectors_ND).encode(vectors_ND)

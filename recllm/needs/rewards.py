@@ -251,7 +251,17 @@ class NeedReward:
         target: Sequence[int],
         **columns: Any,
     ) -> Values:
+        return self.values(completion_ids, stage, need, target)[self.name]
+
+    def values(
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        stage: Sequence[str],
+        need: Sequence[str | None],
+        target: Sequence[int],
+    ) -> dict[str, Values]:
+        """The `reward` and every term of `TERMS` for each completion."""
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids]
         readings = [read_answer(text, at, self.names) for text, at in zip(texts, stage, strict=True)]
         values = self.judge.terms(readings, stage, need, target)
-        return self.judge.stages(values, stage) if self.name == "reward" else values[self.name]
+        return {"reward": self.judge.stages(values, stage), **values}

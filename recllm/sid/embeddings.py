@@ -57,6 +57,27 @@ def embed_items(catalog: Catalog, encoder: str = "auto", seed: int = 0) -> tuple
     return _sentences(texts, encoder), encoder
 
 
+def with_positions(vectors_ND: np.ndarray, catalog: Catalog, weight: float) -> np.ndarray:
+    """The vectors with two columns more: where an item is, so that near items of one kind share their codes.
+
+    Kilometres east and north of the middle, over their common spread, times `weight` (a text vector has length 1). An
+    item whose place is unknown stands in the middle.
+
+    Raises:
+        ValueError: a negative weight, or a catalogue without columns `lat` and `lon` in which two places differ.
+    """
+    frame = catalog.frame
+    if weight < 0 or not {"lat", "lon"} <= set(frame.columns):
+        raise ValueError(f"position_weight={weight} needs a catalogue with lat and lon, and a weight of at least 0")
+    place_N2 = frame.select("lat", "lon").to_numpy().astype(np.float64)
+    middle_2 = np.nanmedian(place_N2, axis=0)
+    flat_N2 = np.nan_to_num((place_N2 - middle_2) * [1.0, np.cos(np.radians(middle_2[0]))])
+    spread = np.sqrt((flat_N2**2).mean())
+    if not spread > 0:
+        raise ValueError("position_weight: all items of the catalogue are in one place, or in none that is known")
+    return np.concatenate([vectors_ND, weight * flat_N2 / spread], axis=1).astype(np.float32)
+
+
 def encoder_assets(encoder: str) -> list[dict]:
     """Records of the named assets behind an encoder that `embed_items` returned: none, or MiniLM's."""
     return [assets.source_of(MINILM)] if encoder.startswith(f"{MINILM} from ") else []
@@ -84,9 +105,12 @@ def _sentences(texts: Sequence[str], name: str) -> np.ndarray:
 
     # Safetensors only: the other weight format of such folders is a pickle.
     model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
-    return model.encode(
-        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=True
-    ).astype(np.float32)
+    # Venues of one kind without names share their text.
+    place = {text: u for u, text in enumerate(dict.fromkeys(texts))}
+    vectors_UD = model.encode(
+        list(place), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=True
+    )
+    return vectors_UD[[place[text] for text in texts]].astype(np.float32)
 
 
 def _tfidf(texts: Sequence[str], seed: int) -> np.ndarray:

@@ -227,23 +227,25 @@ def train_and_grade(
     trainer: GRPOTrainer,
     record: RunRecord,
     source: str,
-    grade: Callable[[Any], np.ndarray],
+    grade: Callable[[Any], Any],
     curves: Sequence[str],
     watches: Sequence[ValidationNDCG] = (),
+    gain: Callable[[Any, Any], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train and deliver merged weights; returns the metrics, on the main process only.
 
     `grade` gives a model's NDCG@10 on each graded user. `validation/before_`, `after_` and `gain_ndcg@10` are means
     over them with their intervals, the gain's being paired; `curves` are given for the first and the last tenth of
-    the steps, which have the same prompts.
+    the steps, which have the same prompts. With a `gain` of its own, a run grades by something else: it makes the
+    numbers out of what `grade` gave before and after.
     """
-    before_E = grade(trainer.accelerator.unwrap_model(trainer.model)) if trainer.is_world_process_zero() else None
+    before = grade(trainer.accelerator.unwrap_model(trainer.model)) if trainer.is_world_process_zero() else None
     outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
     model = whole(trainer)
     if model is None:
         return {}
     deliver(model, trainer.processing_class, record.folder, source)
-    metrics = gain_metrics(before_E, grade(model))
+    metrics = (gain or gain_metrics)(before, grade(model))
     for key in curves:
         metrics |= curve_ends(trainer.state.log_history, key)
     for watch in watches:

@@ -10,6 +10,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from recllm.needs.vocabulary import FILE as NEEDS_FILE
 from recllm.provenance import read_json
 from recllm.sid.vocabulary import TABLE_FOLDER
 from recllm.training.models import base_of, sliced
@@ -54,7 +55,8 @@ def _plain_copy(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> torch
 
 
 def deliver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, source: str) -> None:
-    """Write `folder` in HF layout: safetensors, tokenizer, generation config, and `sid_table/` where `source` has one.
+    """Write `folder` in HF layout: safetensors, tokenizer, generation config, and what `source` has beside its weights:
+    `sid_table/`, and a needs model's vocabulary.
 
     Raises:
         RuntimeError: a tensor read back differs from the one in memory (a full disk, a dropped tied weight).
@@ -66,7 +68,14 @@ def deliver(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     table = Path(source) / TABLE_FOLDER
     if table.is_dir():
         shutil.copytree(table, folder / TABLE_FOLDER, dirs_exist_ok=True)
+    copy_needs(source, folder)
     check_reload(model, folder)
+
+
+def copy_needs(source: str | Path, folder: str | Path) -> None:
+    """Put the vocabulary of needs that `source` (a model, or the chats that make one) has into `folder`, if it has."""
+    if (Path(source) / NEEDS_FILE).is_file():
+        shutil.copyfile(Path(source) / NEEDS_FILE, Path(folder) / NEEDS_FILE)
 
 
 def check_reload(model: PreTrainedModel, folder: str | Path) -> None:

@@ -169,15 +169,20 @@ def name_bias(model: PreTrainedModel) -> None:
 
 
 def train_and_deliver(
-    trainer: SFTTrainer, record: RunRecord, source: str, watches: Sequence[Watch] = ()
+    trainer: SFTTrainer, record: RunRecord, source: str, watches: Sequence[Watch] = (), chats: str | None = None
 ) -> dict[str, float]:
-    """Train from the newest complete checkpoint, deliver merged weights, and return the run's numbers."""
-    from recllm.training.save import deliver, newest_checkpoint, remove_checkpoints, whole
+    """Train from the newest complete checkpoint, deliver merged weights, and return the run's numbers.
+
+    chats: folder of the chat data set; a vocabulary of needs that lies there goes with the model.
+    """
+    from recllm.training.save import copy_needs, deliver, newest_checkpoint, remove_checkpoints, whole
 
     outcome = trainer.train(resume_from_checkpoint=newest_checkpoint(record.folder))
     model = whole(trainer)
     if model is not None:
         deliver(model, trainer.processing_class, record.folder, source)
+        if chats is not None:
+            copy_needs(chats, record.folder)
         remove_checkpoints(record.folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {"loss/first": losses[0], "loss/last": losses[-1]} if losses else {}

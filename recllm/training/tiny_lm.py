@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recllm.data.catalog import Catalog
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # As in Qwen3 these are added but not special, so that decoding for rewards keeps them.
 _MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+_SID = re.compile(r"<[a-h]_\d+>")
 
 
 def training_texts(catalog: Catalog, extra: Sequence[str] = ()) -> list[str]:
@@ -24,6 +27,15 @@ def training_texts(catalog: Catalog, extra: Sequence[str] = ()) -> list[str]:
             chat = [*planner_prompt([], names, length), *reasoner_prompt([]), assistant(category_thought(names))]
             texts += [message["content"] for message in chat]
     return texts + list(extra)
+
+
+def chat_texts(folder: str | Path, most: int = 20_000) -> list[str]:
+    """The messages of a chat data set, of `most` rows at most, without the sids: those become tokens of their own."""
+    from recllm.training.sft import load_chats
+
+    rows = load_chats(folder)
+    chats = rows.select(range(min(most, len(rows))))["messages"]
+    return [_SID.sub("", message["content"]) for chat in chats for message in chat]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ import pytest
 
 from recllm import assets
 from recllm.data.catalog import Catalog
-from recllm.sid.embeddings import embed_items, item_texts, load_embeddings, save_embeddings
+from recllm.sid.embeddings import embed_items, item_texts, load_embeddings, save_embeddings, with_positions
 
 
 def catalog(titles: list[str], categories: list[list[str]]) -> Catalog:
@@ -64,3 +64,28 @@ def test_save_and_load(tmp_path: Path) -> None:
         load_embeddings(tmp_path)
     save_embeddings(tmp_path, vectors)
     assert np.array_equal(load_embeddings(tmp_path), vectors)
+
+
+def test_positions_bring_near_items_of_one_text_together():
+    frame = pl.DataFrame(
+        {
+            "item_id": range(4),
+            "title": [""] * 4,
+            "categories": [["Bar"]] * 4,
+            "lat": [60.0, 60.0, 60.02, None],
+            "lon": [10.0, 10.01, 10.0, None],
+        }
+    )
+    text_ND = np.ones((4, 2), dtype=np.float32)
+    found_ND = with_positions(text_ND, Catalog(frame), 0.5)
+    assert found_ND.dtype == np.float32 and np.array_equal(found_ND[:, :2], text_ND)
+    place_N2 = found_ND[:, 2:]
+    # A degree of longitude is half as long at 60 north; the unknown place is the middle, the median of each.
+    east, north = place_N2[1] - place_N2[0], place_N2[2] - place_N2[0]
+    assert north[0] / east[1] == pytest.approx(4, rel=1e-3)
+    assert np.array_equal(place_N2[3], [0.0, 0.0])
+    assert np.sqrt((place_N2**2).mean()) == pytest.approx(0.5, rel=1e-5)
+    with pytest.raises(ValueError, match="position_weight"):
+        with_positions(text_ND, Catalog(frame.drop("lat")), 0.5)
+    with pytest.raises(ValueError, match="one place"):
+        with_positions(text_ND, Catalog(frame.with_columns(lat=1.0, lon=1.0)), 0.5)

@@ -7,6 +7,7 @@ trackio go the same way, where they are installed, and are neither required nor 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ _MOST = 9
 # Up to so many points are drawn as they are.
 _FEW = 20
 _SMOOTH = 10  # a curve's running mean is over a tenth of its points
+# Where this logged number rises, a stage of the curriculum begins: a vertical line in every panel.
+STAGE_KEY = "curriculum_stage"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> list[st
     for place, (panel, series) in enumerate(drawn):
         axes = figure.add_subplot(rows, columns, place + 1)
         _draw(axes, panel, series, (min(steps), max(steps)))
+        for step in promotions(log_history):
+            axes.axvline(step, color="0.4", linestyle="--", linewidth=1)
     if any(len(steps) > _FEW for _, series in drawn for steps, _ in series.values()):
         figure.suptitle("pale: what was logged; bold: its mean over a tenth of the run", fontsize=9, color="0.35")
     staging = path.with_name(f".{path.name}")
@@ -89,12 +94,14 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> list[st
 def panels(log_history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """The panels of a run; those of rewards name the parts that this run logged."""
     logged = list(dict.fromkeys(key for entry in log_history for key in entry))
-    parts = {key: key[len("rewards/") : -len("/mean")] for key in logged if _is_part(key)}
+    parts = {key: key.split("/")[1] for key in logged if _is_part(key)}
+    stages = {key: key.removeprefix("stage_reward/") for key in logged if key.startswith("stage_reward/")}
     ndcg = {key: key for key in logged if "ndcg" in key} | {"rewards/quality/mean": "NDCG@10 of the episodes"}
     recall = {key: key for key in logged if "recall" in key}
     lengths = {f"completions/{end}_length": name for end, name in (("mean", "mean"), ("max", "longest"))}
     return [
         Panel("reward", "reward", {"reward": "reward"}),
+        Panel("reward by stage of the curriculum", "reward", stages),
         Panel("parts of the reward", "mean", dict(list(parts.items())[:_MOST])),
         Panel("quality", "0..1", {**ndcg, **recall}),
         Panel("cost of the tools called", "share of the slowest", {"rewards/cost/mean": "cost"}, sign=-1.0),
@@ -107,7 +114,14 @@ def panels(log_history: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def _is_part(key: str) -> bool:
-    return key.startswith("rewards/") and key.endswith("/mean")
+    return key.startswith(("rewards/", "terms/")) and key.endswith("/mean")
+
+
+def promotions(log_history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Steps at which a stage of a curriculum began, the first aside."""
+    known = {entry["step"]: entry[STAGE_KEY] for entry in log_history if STAGE_KEY in entry and "step" in entry}
+    steps = sorted(known)
+    return [step for before, step in itertools.pairwise(steps) if known[step] > known[before]]
 
 
 def curves(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, tuple[list[float], list[float]]]:

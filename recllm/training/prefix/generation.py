@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -121,13 +122,17 @@ def generate_shared(
     mask_RT: torch.Tensor,
     config: GenerationConfig,
     group_R: torch.Tensor,
+    held: LogitsProcessor | None = None,
 ) -> torch.Tensor:
     """Prompts and drawn completions `R(T+C)`, as `model.generate` returns them; rows of a group share their prompt.
 
-    Prompts are padded on the left. A completion that ended is filled with the padding token.
+    Prompts are padded on the left. A completion that ended is filled with the padding token. `held` closes tokens to
+    the draw before anything else shapes it; it is called once a step, with all rows.
     """
     inner = base_of(model)
     steps, draws = warpers(config, model.generation_config, (1 - mask_RT).sum(1)), config.max_new_tokens
+    if held is not None:
+        steps.insert(0, held)
     ends = torch.as_tensor(config.eos_token_id, device=input_RT.device).flatten()
     pad = config.pad_token_id if config.pad_token_id is not None else int(ends[0])
     most = int(torch.bincount(group_R).max())

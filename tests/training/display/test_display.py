@@ -21,7 +21,7 @@ from recllm.data.splits import load_split
 from recllm.recommender.prompts import prompt_examples, prompt_rows
 from recllm.recommender.rewards import MONITORS, TERMS, Reward
 from recllm.training.display import progress as display
-from recllm.training.display.curves import CURVES_FILE, Curves, draw_curves, panels, plot_curves, smooth
+from recllm.training.display.curves import CURVES_FILE, Curves, draw_curves, panels, plot_curves, promotions, smooth
 from recllm.training.display.progress import Progress, duration, show_progress
 from recllm.training.display.samples import chat_text, cut, ending, sample_table, visible
 from recllm.training.recommender import build_recommender_trainer
@@ -376,3 +376,17 @@ def test_a_drawing_that_fails_is_told_and_stops_nothing(tmp_path, caplog):
     args.output_dir, state.is_world_process_zero = str(tmp_path), False
     Curves().on_train_end(args, state, None)
     assert list(tmp_path.iterdir()) == [], "the main process draws"
+
+
+def test_a_curriculum_has_a_panel_and_lines_where_its_stages_begin(tmp_path):
+    stages = [0, 0, 1, 1, 1, 2]
+    history = [
+        {"step": step, "reward": 0.5, "curriculum_stage": float(stage), f"stage_reward/{stage}": 0.1 * step}
+        for step, stage in enumerate(stages, start=1)
+    ]
+    assert promotions(history) == [3, 6]
+    # A resumed run's history holds a step twice, and most histories hold no curriculum.
+    assert promotions(history + history[2:4]) == [3, 6]
+    assert promotions([{"step": 1, "reward": 0.5}]) == []
+    drawn = plot_curves(history, tmp_path / "curves.png")
+    assert "reward by stage of the curriculum" in drawn and (tmp_path / "curves.png").stat().st_size > 0
