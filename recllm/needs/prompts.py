@@ -15,6 +15,8 @@ VISITS = 8
 # Not the calendar module's: those follow the machine's locale.
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _ASKED = {"need": "Need?", "category": "Need, category?", "service": "Need, category, services?"}
+# What is asked where the need is told: the answer repeats it, so that it is read like any other.
+_ASKED_OF_NEED = {"category": "Category?", "service": "Category, services?"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,23 @@ class Context:
     position: str = ""
 
 
-def needs_prompt(context: Context, visits: Sequence[tuple[str, str]], stage: str) -> list[dict[str, str]]:
+def needs_prompt(
+    context: Context, visits: Sequence[tuple[str, str]], stage: str, given: tuple[str, str] | None = None
+) -> list[dict[str, str]]:
     """Chat that asks for a stage's answer, given the last visits as (category, service text), oldest first.
 
+    given: need and need type where another model has said them (the two-model pipeline).
+
     Raises:
-        ValueError: an unknown stage.
+        ValueError: an unknown stage, or a need is given and asked for at once.
     """
     stage_keys(stage)
+    if given and stage not in _ASKED_OF_NEED:
+        raise ValueError(f"a need is given, and stage {stage!r} asks for it: ask for {', '.join(_ASKED_OF_NEED)}")
+    asked = f"Need: {given[0]} ({given[1]}). {_ASKED_OF_NEED[stage]}" if given else _ASKED[stage]
     day = "" if context.weekday is None else _DAYS[context.weekday]
     # Midnight may be written 24.
     hour = "" if context.hour is None else f"{int(context.hour) % 24}h"
     now = [part for part in (f"{day} {hour}".strip(), context.weather, context.scene, context.position) if part]
     recent = "; ".join(f"{category} {service}".strip() for category, service in visits[-VISITS:])
-    return [user(f"Now: {', '.join(now) or 'unknown'}. Recent: {recent or 'none'}. {_ASKED[stage]}")]
+    return [user(f"Now: {', '.join(now) or 'unknown'}. Recent: {recent or 'none'}. {asked}")]
