@@ -7,7 +7,6 @@ the fold "fit", and what they leave open is chosen on validation. Seen venues co
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +29,7 @@ Contestant = Callable[[np.ndarray], NeedsAnswers]
 # Rows of validation that choices are made on, at most, and the metric's cut-off.
 _CHOICE_ROWS, _CUT = 1500, 5
 _LEANS = (10.0, 30.0, 100.0, 300.0)
-_MEMORIES, _ALIKES, _OWN_LEANS = (10.0, 30.0, 100.0, 1000.0), (0.0, 3.0, 10.0), (0.3, 3.0, 30.0)
+_OWN = {"memory": (10.0, 30.0, 100.0, 1000.0), "alike": (0.0, 3.0, 10.0), "lean": (0.3, 3.0, 30.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +80,11 @@ class Baselines:
 
     def own_history(self) -> Chosen:
         """The user's own visits, recent ones and those in an alike context counting more."""
-        grid = itertools.product(_MEMORIES, _ALIKES, _OWN_LEANS)
-        tried = [OwnHistory(self.visits, self._popular, *options) for options in grid]
-        best = max(tried, key=self.measure)
-        settings = {name: getattr(best, name) for name in ("memory", "alike", "lean")}
+        best = OwnHistory(self.visits, self._popular)
+        # One after the other: all combinations would take minutes.
+        for name, options in _OWN.items():
+            best = max((replace(best, **{name: value}) for value in options), key=self.measure)
+        settings = {name: getattr(best, name) for name in _OWN}
         return Chosen(self._stating(best, lambda table: replace(best, popular=table)), settings)
 
     def graph(self, **options: Any) -> Chosen:

@@ -21,7 +21,6 @@ from rich.progress import track
 from recllm.decoding.leaves import Leaves, best_leaves
 from recllm.decoding.shared import Head, SharedPrompt
 from recllm.decoding.trie import SidTrie
-from recllm.decoding.trie import SidTrie
 from recllm.device import device_here
 from recllm.needs.answers import CATEGORIES, NeedsAnswers, joined
 from recllm.needs.constrain import AnswerGrammar, State
@@ -204,5 +203,3 @@ class NeedsModel:
             order = np.argsort(-total, kind="stable")[:SERVICES]
             best_K[: len(order)] = services[unique[order]]
         return best_BK
-
-

@@ -16,7 +16,19 @@ from recllm.training.chat import set_chat_template
 from recllm.training.tiny_lm import build_model, train_tokenizer
 
 # Names of one token and of many, some the beginning of others.
-CATEGORIES = ["Bar", "Bar / Pub", "Barber Shop", "Café", "Coffee Shop", "Shop (Used)", "Gym", "Spa", "Zoo", "Inn", "Deli"]
+CATEGORIES = [
+    "Bar",
+    "Bar / Pub",
+    "Barber Shop",
+    "Café",
+    "Coffee Shop",
+    "Shop (Used)",
+    "Gym",
+    "Spa",
+    "Zoo",
+    "Inn",
+    "Deli",
+]
 TYPES = ["body", "body/food", "esteem/fitness"]
 SERVICES = [1, 2, 3, 5, 8, 11, 12, 13, 20, 21, 55, 110, 111]
 NEEDS = ["a quick lunch", "somewhere warm to sit.", "a run; then rest", "café by the river?"]
