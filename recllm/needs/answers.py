@@ -50,6 +50,13 @@ class NeedsAnswers:
     def __len__(self) -> int:
         return len(self.categories_EK)
 
+    def take(self, index: np.ndarray) -> NeedsAnswers:
+        """The answers of some places, in that order."""
+        needs, types, categories = (
+            None if part is None else [part[i] for i in index] for part in (self.needs, self.types, self.categories_EK)
+        )
+        return NeedsAnswers(needs, types, categories, self.services_EK[index])
+
 
 def joined(parts: Sequence[NeedsAnswers]) -> NeedsAnswers:
     """Answers of several batches, end to end. ValueError for none, or where some state needs and others do not."""

@@ -29,7 +29,7 @@ Contestant = Callable[[np.ndarray], NeedsAnswers]
 # Rows of validation that choices are made on, at most, and the metric's cut-off.
 _CHOICE_ROWS, _CUT = 1500, 5
 _LEANS = (10.0, 30.0, 100.0, 300.0)
-_OWN = {"memory": (10.0, 30.0, 100.0, 1000.0), "alike": (0.0, 3.0, 10.0), "lean": (0.3, 3.0, 30.0)}
+_OWN = {"memory": (10.0, 30.0, 100.0, 1000.0), "alike": (0.0, 3.0, 10.0), "lean": (1.0, 10.0, 100.0, 1000.0)}
 
 
 @dataclass(frozen=True, eq=False)

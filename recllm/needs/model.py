@@ -83,24 +83,20 @@ class NeedsModel:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device_here()).eval()
         return cls(model, AutoTokenizer.from_pretrained(folder), vocabulary, table, beams, categories)
 
-    def answer(self, chats: Sequence[list[dict[str, str]]], batch_size: int = 32, label: str = "needs") -> NeedsAnswers:
-        """Answers to chats that ask for a stage `service`'s answer (`needs_prompt`), in their order."""
+    def answer(
+        self, chats: Sequence[list[dict[str, str]]], batch_size: int = 32, label: str | None = "needs"
+    ) -> NeedsAnswers:
+        """Answers to chats that ask for a stage `service`'s answer (`needs_prompt`), in their order.
+
+        Without a `label` there is no progress bar.
+        """
         prompts = self.prompts(chats)
         # Prompts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-        parts = [
-            self._answer_batch([prompts[row] for row in rows])
-            for rows in track(batches, description=f"{label} x {len(prompts)}")
-        ]
-        place = np.argsort(order)
-        found = joined(parts)
-        return NeedsAnswers(
-            [found.needs[i] for i in place],
-            [found.types[i] for i in place],
-            [found.categories_EK[i] for i in place],
-            found.services_EK[place],
-        )
+        shown = track(batches, description=f"{label} x {len(prompts)}") if label else batches
+        found = joined([self._answer_batch([prompts[row] for row in rows]) for rows in shown])
+        return found.take(np.argsort(order))
 
     def prompts(self, chats: Sequence[list[dict[str, str]]]) -> list[list[int]]:
         """Token ids of the chats, opened for the answer."""
