@@ -20,7 +20,7 @@ from recllm.evaluation.needs_values import NeedsBench, values
 from recllm.metrics.bootstrap import Clusters, flat
 from recllm.needs.answers import CATEGORIES, NeedsAnswers
 from recllm.needs.asking import Asking
-from recllm.needs.contexts import Cells, PopularByContext
+from recllm.needs.counting import Cells, PopularByContext
 from recllm.needs.model import NeedsModel
 from recllm.needs.patterns import Patterns
 from recllm.needs.schema import SERVICES
@@ -98,6 +98,8 @@ def popular_at_home(home: NeedsBench, there: NeedsBench, rows: np.ndarray) -> Ne
     share_EC = PopularByContext(cells, label_M, fitted, len(names))(after)
     order_EK = np.argsort(-share_EC, axis=1, kind="stable")[:, :CATEGORIES]
     pairs = home.patterns.events.filter(pl.col("need") != "").select("need", "need_type").unique(maintain_order=True)
+    if not pairs.height:
+        raise ValueError("the home city's patterns have no derived need: nothing carries over; find patterns first")
     known = {pair: i for i, pair in enumerate(pairs.rows())}
     label_M = np.array([known.get(pair, -1) for pair in home.patterns.events.select("need", "need_type").iter_rows()])
     best_E = PopularByContext(cells, label_M, fitted, len(known))(after).argmax(1)

@@ -1,6 +1,6 @@
 """What models of needs compete with, in one harness: each baseline answers rows of visits with `NeedsAnswers`.
 
-`popular_by_context` and `own_history` count (`contexts.py`) and state a need the same way, the likeliest derived need;
+`popular_by_context` and `own_history` count (`counting.py`) and state a need the same way, the likeliest derived need;
 `graph` retrieves (`graph.py`); `sasrec` and `hstu` are backbones fitted by recipes/train_backbone.py. All are fitted on
 the fold "fit", and what they leave open is chosen on validation. Seen venues compete, and askable ones alone do.
 """
@@ -19,7 +19,7 @@ from recllm.data.checkins import Visits
 from recllm.data.splits import Examples
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list
 from recllm.needs.answers import Askable, NeedsAnswers, Scorer, answer_by_scores
-from recllm.needs.contexts import Cells, OwnHistory, PopularByContext
+from recllm.needs.counting import Cells, OwnHistory, PopularByContext
 
 if TYPE_CHECKING:
     from recllm.backbones.base import Backbone
@@ -113,6 +113,8 @@ class Baselines:
         events = self.patterns.events
         pairs = events.filter(events["need"] != "").select("need", "need_type").unique(maintain_order=True).rows()
         place = {pair: i for i, pair in enumerate(pairs)}
+        if not pairs:
+            return self._silent(score)
         label_M = np.array([place.get(pair, -1) for pair in events.select("need", "need_type").iter_rows()])
         table = PopularByContext(self.cells, label_M, self.visits.rows("fit"), len(pairs), self._popular.lean)
         need_score = of_needs(table)

@@ -19,7 +19,7 @@ import torch
 from recllm.backbones.fit import FitReport, fit
 from recllm.data.checkins import Visits
 from recllm.needs.answers import Askable
-from recllm.needs.contexts import Cells
+from recllm.needs.counting import Cells
 
 # Levels of `Cells` that are nodes: the hour bin with the weekend, and that with scene and weather.
 _LEVELS = (2, 3)
