@@ -115,7 +115,7 @@ def _thirds(fitted_M: np.ndarray, asked_E: np.ndarray) -> np.ndarray:
     """0, 1 or 2 for each asked value, by how much of the fitted values those hold that are more frequent than it."""
     values, counts = np.unique(fitted_M, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    before = np.concatenate([[0], np.cumsum(counts[order])[:-1]]) / max(counts.sum(), 1)
+    before = (np.cumsum(counts[order]) - counts[order]) / max(counts.sum(), 1)
     part_of = dict(zip(values[order].tolist(), np.minimum((before * len(PARTS)).astype(int), 2), strict=True))
     return np.array([part_of.get(value, len(PARTS) - 1) for value in asked_E.tolist()])
 
@@ -138,7 +138,7 @@ def values(bench: NeedsBench, rows: np.ndarray, answers: NeedsAnswers) -> dict[s
         found |= {f"{prefix}ndcg@{k}": ndcg_at_k(ranks_E, k) for k in CUTS}
     if answers.needs is not None:
         found |= _need_values(bench, rows, answers.needs, answers.types or [""] * len(rows), wanted)
-    return found
+    return {name: np.asarray(values_E, dtype=np.float64) for name, values_E in found.items()}
 
 
 def _need_values(
