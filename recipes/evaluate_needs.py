@@ -42,7 +42,7 @@ class Arguments:
     encoder: Literal["minilm", "tfidf"] = field(default="minilm", metadata={"help": "What needs are compared with."})
     categories: int = field(default=1, metadata={"help": "How many of a model's best categories bring services."})
     max_rows: int | None = field(default=None, metadata={"help": "Grade whole users with so many targets at most."})
-    graph_epochs: int = field(default=60, metadata={"help": "Most epochs of the graph retrieval."})
+    graph_epochs: int = field(default=100, metadata={"help": "Most epochs of the graph retrieval."})
     seed: int = field(default=0, metadata={"help": "Seed of the graph retrieval."})
 
 

@@ -10,8 +10,8 @@ import pytest
 from recllm.needs.model import NeedsModel
 from recllm.needs.prompts import Context, needs_prompt
 
-_FILE = Path(__file__).parent / "needs" / "needs_worlds.py"
-worlds = SimpleNamespace(**runpy.run_path(str(_FILE), run_name="needs_worlds"))
+_FILE = Path(__file__).parent / "evaluation" / "needs_projects.py"
+worlds = SimpleNamespace(**runpy.run_path(str(_FILE), run_name="needs_projects"))
 
 
 @pytest.fixture(scope="module")

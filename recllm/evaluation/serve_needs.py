@@ -19,8 +19,8 @@ from recllm.evaluation.serve import find_dataset, find_items
 from recllm.needs.prompts import Context, needs_prompt
 from recllm.needs.schema import SERVICES
 
-# Other categories that are told beside the first, and the most that is taken of a typed weather or scene.
-_CATEGORIES, _LONGEST = 3, 40
+# Other categories that are told beside the first, and the most characters of a typed weather or scene and a prompt.
+_CATEGORIES, _LONGEST, _PROMPT = 3, 40, 4000
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,7 @@ def recommend_needs(
     told = _checked({name: value for name, value in told.items() if value is not None})
     folder = find_dataset(Path(model)) if dataset is None else Path(dataset)
     visits, catalog = Visits.load(folder), Catalog.load(folder)
-    past_T, notes, context = np.zeros(0, dtype=np.int64), [], {}
-    if user is not None:
-        row = _last_row(visits, user, folder)
-        past_T = visits.sequences.items_M[visits.history(row)]
-        names = ("hour", "weekday", "weather", "scene")
-        context = dict(zip(names, visits.frame.select(names).row(row), strict=True))
-    elif history is not None:
-        fitted = visits.frame.filter(visits.frame["fold"] == "fit")["item_id"].to_numpy()
-        items, notes = find_items(history, catalog, np.bincount(fitted, minlength=len(catalog)))
-        past_T = np.array(items)
+    past_T, context, notes = _known(visits, catalog, folder, user, history)
 
     from recllm.needs.model import NeedsModel
     from recllm.needs.schema import ServiceNames
@@ -101,7 +92,7 @@ def recommend_needs(
         if item >= 0
     ]
     ranked = [neutralise(name) for name in found.categories_EK[0]]
-    asked = neutralise(chat[-1]["content"])
+    asked = neutralise(chat[-1]["content"], max_length=_PROMPT)
     return NeedsAnswer(asked, notes, found.needs[0], found.types[0], ranked[0], ranked[1 : 1 + _CATEGORIES], services)
 
 
@@ -112,6 +103,21 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"--weekday must be 0 (Monday) to 6, got {told['weekday']}")
     words = {name: neutralise(told[name], max_length=_LONGEST) for name in ("weather", "scene") if name in told}
     return told | words
+
+
+def _known(
+    visits: Visits, catalog: Catalog, folder: Path, user: int | None, history: str | None
+) -> tuple[np.ndarray, dict[str, Any], list[str]]:
+    """Items visited before, the context that the data set knows of the request, and notes on the titles."""
+    if user is not None:
+        row, names = _last_row(visits, user, folder), ("hour", "weekday", "weather", "scene")
+        context = dict(zip(names, visits.frame.select(names).row(row), strict=True))
+        return visits.sequences.items_M[visits.history(row)], context, []
+    if history is None:
+        return np.zeros(0, dtype=np.int64), {}, []
+    fitted = visits.frame.filter(visits.frame["fold"] == "fit")["item_id"].to_numpy()
+    items, notes = find_items(history, catalog, np.bincount(fitted, minlength=len(catalog)))
+    return np.array(items), {}, notes
 
 
 def _last_row(visits: Visits, user: int, folder: Path) -> int:

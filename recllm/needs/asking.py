@@ -1,4 +1,4 @@
-"""Visits as questions to a needs model: prompts, reference needs, and the answers that a model is shown."""
+"""Visits as questions to a needs model: the prompt of each, its reference need, and what else an answer may list."""
 
 from __future__ import annotations
 

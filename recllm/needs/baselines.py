@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Contestant = Callable[[np.ndarray], NeedsAnswers]
 # Rows of validation that choices are made on, at most, and the metric's cut-off.
-_CHOICE_ROWS, _CUT = 1500, 5
+_CHOICE_ROWS, _CUT, _EVERY = 1500, 5, 3
 _LEANS = (10.0, 30.0, 100.0, 300.0)
 _OWN = {"memory": (10.0, 30.0, 100.0, 1000.0), "alike": (0.0, 3.0, 10.0), "lean": (1.0, 10.0, 100.0, 1000.0)}
 
@@ -61,10 +61,11 @@ class Baselines:
         rows = rows[self.askable.columns(self.visits.sequences.items_M[rows]) >= 0]
         return np.sort(np.random.default_rng(self.seed).permutation(rows)[:_CHOICE_ROWS])
 
-    def measure(self, score: Scorer) -> float:
-        """NDCG@5 of a scorer's services on validation."""
-        found = answer_by_scores(score, self.choice_rows, self.askable)
-        targets = self.visits.sequences.items_M[self.choice_rows]
+    def measure(self, score: Scorer, every: int = 1) -> float:
+        """NDCG@5 of a scorer's services on validation, or on every so many of its rows."""
+        rows = self.choice_rows[::every]
+        found = answer_by_scores(score, rows, self.askable)
+        targets = self.visits.sequences.items_M[rows]
         return float(ndcg_at_k(rank_in_list(found.services_EK, targets), _CUT).mean())
 
     @cached_property
@@ -92,7 +93,8 @@ class Baselines:
         from recllm.needs.graph import GraphOptions, VenueGraph
 
         graph = VenueGraph(self.visits, self.askable, self.cells, GraphOptions(**options))
-        report = graph.fit(self.measure)
+        # After every epoch, so of fewer rows.
+        report = graph.fit(lambda score: self.measure(score, _EVERY))
         settings = {"best_epoch": report.best_epoch, "seconds": report.seconds}
         return Chosen(self._silent(graph.scorer()), settings)
 

@@ -31,9 +31,9 @@ class GraphOptions:
 
     width: int = 64
     layers: int = 2
-    epochs: int = 60
-    patience: int = 5
-    lr: float = 1e-2
+    epochs: int = 100
+    patience: int = 15
+    lr: float = 3e-2
     weight_decay: float = 1e-4
     batch_size: int = 4096
     negatives: int = 4

@@ -19,7 +19,8 @@ from recllm.needs.model import NeedsModel
 from recllm.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-worlds = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "needs" / "needs_worlds.py"), run_name="needs_worlds"))
+_FILE = Path(__file__).with_name("needs_projects.py")
+worlds = SimpleNamespace(**runpy.run_path(str(_FILE), run_name="needs_projects"))
 RECIPE = ROOT / "recipes" / "evaluate_needs.py"
 SMOKE = ROOT / "recipes" / "configs" / "evaluate_needs" / "smoke.yaml"
 
