@@ -33,9 +33,9 @@ class GraphOptions:
     layers: int = 2
     epochs: int = 100
     patience: int = 15
-    lr: float = 3e-2
-    weight_decay: float = 1e-4
-    batch_size: int = 4096
+    lr: float = 1e-2
+    weight_decay: float = 0.0
+    batch_size: int = 1024
     negatives: int = 4
     seed: int = 0
 
