@@ -126,15 +126,24 @@ def run(
     run_pipeline(pipeline, outputs_root=outputs_root, until=until)
 
 
+_Hour = Annotated[float | None, typer.Option("--hour", help="With --needs: local hour, 0 to 24.")]
+_Weekday = Annotated[int | None, typer.Option("--weekday", help="With --needs: 0 (Monday) to 6.")]
+_Weather = Annotated[str | None, typer.Option("--weather", help="With --needs: in the data set's words.")]
+_Scene = Annotated[str | None, typer.Option("--scene", help="With --needs: in the data set's words.")]
+
+
 @app.command()
 @_clear_errors
 def recommend(
     model: Annotated[Path | None, typer.Option("--model", help="A delivered folder of a recommender.")] = None,
     planner: Annotated[Path | None, typer.Option("--planner", help="A delivered folder of a planner.")] = None,
+    needs: Annotated[Path | None, typer.Option("--needs", help="A delivered folder of a needs model.")] = None,
     history: Annotated[
         str | None, typer.Option("--history", help='Titles or #123 item ids, oldest first: "Toy Story; Babe; #123".')
     ] = None,
-    user: Annotated[int | None, typer.Option("--user", help="With --planner: a user of the data set.")] = None,
+    user: Annotated[
+        int | None, typer.Option("--user", help="With --planner or --needs: a user of the data set.")
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Its data set; by default the one its run.json leads to.")
     ] = None,
@@ -148,41 +157,28 @@ def recommend(
     trace: Annotated[
         bool, typer.Option("--trace", help="With --planner: print every call; times include the first call's warm-up.")
     ] = False,
+    hour: _Hour = None,
+    weekday: _Weekday = None,
+    weather: _Weather = None,
+    scene: _Scene = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (trace included) instead of a table.")] = False,
 ) -> None:
-    """Print what a recommender or a planner answers to a history of titles, a planner also to a user's own history."""
+    """Print what a recommender, a planner or a needs model answers to a history of titles or a user of the data set.
+
+    A needs model also answers to a context alone.
+    """
     import json
 
-    from transformers.utils import logging
+    from recllm.evaluation.serve_any import answer_request
 
-    from recllm.evaluation.planner_trace import print_planned
-    from recllm.evaluation.serve import print_answer, recommend_titles
-    from recllm.evaluation.serve_planner import recommend_by_planner
-
-    others = {"--beams": beams} if planner else {"--user": user, "--tool_cache": tool_cache, "--trace": trace or None}
-    _check_recommend(model, planner, history, others)
-    logging.disable_progress_bar()
-    if planner:
-        answer = recommend_by_planner(planner, user, history, dataset, tool_cache, k)
-    else:
-        answer = recommend_titles(model, history, dataset, k, beams or 50)
+    folders = {"--model": model, "--planner": planner, "--needs": needs}
+    asked = {"user": user, "history": history, "dataset": dataset, "k": k}
+    told = {"hour": hour, "weekday": weekday, "weather": weather, "scene": scene}
+    answer, show = answer_request(folders, asked | told | {"tool_cache": tool_cache, "beams": beams, "trace": trace})
     if as_json:
         typer.echo(json.dumps(answer.plain(), ensure_ascii=False))
-    elif planner:
-        print_planned(answer, trace)
     else:
-        print_answer(answer)
-
-
-def _check_recommend(model: Path | None, planner: Path | None, history: str | None, others: Mapping[str, Any]) -> None:
-    """Raise ValueError where the options of `recommend` do not go together; `others` belong to the other kind."""
-    if (model is None) == (planner is None):
-        raise ValueError("give either --model DIR (a recommender) or --planner DIR, and not both")
-    if model and history is None:
-        raise ValueError("--model needs --history TITLES")
-    for name, value in others.items():
-        if value is not None:
-            raise ValueError(f"{name} does not go with {'--model' if model else '--planner'}")
+        show(answer)
 
 
 @app.command()

@@ -179,6 +179,8 @@ def test_another_sid_table_is_refused(call, project, tmp_path):
         (["--planner", "P", "--user", "106", "--history", "#1"], "and not both"),
         (["--planner", "P", "--model", "P", "--user", "106"], "give either --model DIR (a recommender) or --planner"),
         (["--history", "#1"], "give either --model DIR (a recommender) or --planner"),
+        (["--planner", "P", "--needs", "P", "--user", "106"], "or --planner DIR or --needs DIR (a model of needs)"),
+        (["--planner", "P", "--user", "106", "--hour", "9"], "--hour does not go with --planner"),
         (["--model", "P"], "--model needs --history"),
         (["--model", "P", "--history", "#1", "--user", "106"], "--user does not go with --model"),
         (["--model", "P", "--history", "#1", "--trace"], "--trace does not go with --model"),

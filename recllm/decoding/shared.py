@@ -136,7 +136,8 @@ class SharedPrompt:
         seen_BKT = torch.cat([self.mask_BT[:, None].expand(-1, width, -1), self.own_BKX], 2)
         dtype = self.hidden_B1D.dtype
         bias_B1KT = torch.zeros_like(seen_BKT, dtype=dtype).masked_fill_(~seen_BKT, torch.finfo(dtype).min)[:, None]
-        position_BK = (self.length_B + self.depth)[:, None].expand(-1, width)
+        # Continuations may have read different numbers of codes, where some paused while others went on.
+        position_BK = self.length_B[:, None] + self.own_BKX.sum(2) - 1
         self.depth += 1
         return self.forward(input_ids=token_BK, attention_mask=bias_B1KT, position_ids=position_BK)
 

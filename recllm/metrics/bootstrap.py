@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +61,82 @@ def paired_interval(
     if a_E.shape != b_E.shape:
         raise ValueError(f"paired values need one shape, got {a_E.shape} and {b_E.shape}")
     return mean_interval(a_E - b_E, confidence, draws, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """Intervals where examples of one cluster (the visits of a user) depend on one another: whole clusters are drawn.
+
+    `cluster_E` names each example's cluster. A resample draws as many clusters as there are, with replacement, and
+    takes the mean over all examples of those drawn, so that large clusters weigh more, as they do in the mean itself.
+
+    Raises:
+        ValueError: no example, or more than one dimension.
+    """
+
+    cluster_E: np.ndarray
+    confidence: float = 0.95
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.cluster_E) != 1 or not len(self.cluster_E):
+            raise ValueError(f"clusters need one dimension and an example, got shape {np.shape(self.cluster_E)}")
+
+    @cached_property
+    def _place_E(self) -> np.ndarray:
+        return np.unique(self.cluster_E, return_inverse=True)[1]
+
+    @cached_property
+    def _times_RG(self) -> np.ndarray:
+        """How often each resample draws each cluster."""
+        groups = int(self._place_E.max()) + 1
+        drawn = np.random.default_rng(self.seed).multinomial(groups, np.full(groups, 1 / groups), size=self.draws)
+        return drawn.astype(np.float64)
+
+    def mean(self, values_E: np.ndarray, where_E: np.ndarray | None = None) -> Interval:
+        """Mean of the values, of those examples alone that `where_E` (bool) names, with its interval.
+
+        Raises:
+            ValueError: no example is left, or a value is not finite.
+        """
+        values_E, where_E = self._checked(values_E, where_E)
+        with np.errstate(invalid="ignore"):
+            means_R = self._sums(values_E, where_E) / self._sums(np.ones(len(values_E)), where_E)
+        return Interval(float(values_E[where_E].mean()), *self._ends(means_R), int(where_E.sum()))
+
+    def gain(self, a_E: np.ndarray, b_E: np.ndarray, where_E: np.ndarray | None = None) -> Interval | None:
+        """mean(a) / mean(b) - 1 with its interval, a and b being measured on the same examples.
+
+        None where mean(b) is 0, or is in so many resamples that the interval has no end.
+        """
+        (a_E, where_E), (b_E, _) = self._checked(a_E, where_E), self._checked(b_E, where_E)
+        sums_R = self._sums(b_E, where_E)
+        if (sums_R <= 0).mean() > (1 - self.confidence) / 2 or b_E[where_E].sum() <= 0:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gains_R = self._sums(a_E, where_E) / sums_R - 1
+        mean = float(a_E[where_E].sum() / b_E[where_E].sum() - 1)
+        return Interval(mean, *self._ends(gains_R), int(where_E.sum()))
+
+    def _checked(self, values_E: np.ndarray, where_E: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        values_E = np.asarray(values_E, dtype=np.float64)
+        where_E = np.ones(len(self.cluster_E), dtype=bool) if where_E is None else np.asarray(where_E, dtype=bool)
+        if values_E.shape != where_E.shape or where_E.shape != np.shape(self.cluster_E):
+            raise ValueError(f"{len(self.cluster_E)} clustered examples, and values of shape {values_E.shape}")
+        if not where_E.any() or not np.isfinite(values_E[where_E]).all():
+            raise ValueError("a mean needs one example at least, and finite values")
+        return values_E, where_E
+
+    def _sums(self, values_E: np.ndarray, where_E: np.ndarray) -> np.ndarray:
+        groups = self._times_RG.shape[1]
+        return self._times_RG @ np.bincount(self._place_E[where_E], values_E[where_E], groups)
+
+    def _ends(self, values_R: np.ndarray) -> tuple[float, float]:
+        # A resample without any of the examples has no mean.
+        tail = (1 - self.confidence) / 2
+        lo, hi = np.quantile(values_R[np.isfinite(values_R)], [tail, 1 - tail])
+        return float(lo), float(hi)
 
 
 def flat(prefix: str, interval: Interval) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recllm.metrics.bootstrap import Interval, flat, mean_interval, paired_interval
+from recllm.metrics.bootstrap import Clusters, Interval, flat, mean_interval, paired_interval
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,42 @@ def test_flat_names():
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+def test_examples_of_one_cluster_count_as_one():
+    """Ten copies of everybody know no more than one of each, and are not to look as if they did."""
+    values_G = np.random.default_rng(3).random(60)
+    alone = Clusters(np.arange(60)).mean(values_G)
+    copied = Clusters(np.repeat(np.arange(60), 10)).mean(np.repeat(values_G, 10))
+    assert copied[:3] == pytest.approx(alone[:3]) and copied.n == 600
+    plain = mean_interval(values_G)
+    assert alone.hi - alone.lo == pytest.approx(plain.hi - plain.lo, rel=0.1)
+
+
+def test_clusters_are_drawn_whole_and_weigh_by_their_size():
+    cluster_E, values_E = np.array([7, 7, 7, 2]), np.array([1.0, 1.0, 0.0, 0.0])
+    found = Clusters(cluster_E, draws=4000).mean(values_E)
+    # Both drawn once (half of the time): 2/4; the large one twice: 2/3; the small one twice: 0.
+    assert found == (0.5, 0.0, pytest.approx(2 / 3), 4)
+    assert Clusters(cluster_E).mean(values_E, cluster_E == 7) == (pytest.approx(2 / 3),) * 3 + (3,)
+
+
+def test_a_gain_is_relative_and_paired():
+    rng = np.random.default_rng(4)
+    cluster_E, base_E = rng.integers(40, size=300), rng.random(300)
+    clusters = Clusters(cluster_E)
+    assert clusters.gain(1.25 * base_E, base_E)[:3] == pytest.approx((0.25,) * 3)
+    better = clusters.gain(base_E + rng.normal(0.1, 0.3, 300), base_E)
+    assert better.lo < better.mean < better.hi and better.mean == pytest.approx(0.1 / 0.5, abs=0.1)
+    assert clusters.gain(base_E, np.zeros(300)) is None
+    rare_E = (np.arange(300) == 0).astype(float)
+    assert clusters.gain(base_E, rare_E) is None, "a third of the resamples has nothing to divide by"
+
+
+@pytest.mark.parametrize(
+    ("cluster_E", "values_E", "where_E"),
+    [([], [], None), ([1, 2], [0.0], None), ([1, 2], [0.0, np.nan], None), ([1, 2], [0.0, 1.0], [False, False])],
+)
+def test_clusters_refuse_what_has_no_mean(cluster_E, values_E, where_E):
+    with pytest.raises(ValueError, match=r"need|values of shape"):
+        Clusters(np.array(cluster_E)).mean(np.array(values_E), where_E)
