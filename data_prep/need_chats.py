@@ -8,7 +8,7 @@ Run: python data_prep/need_chats.py --dataset outputs/needs/matdata --patterns o
     --sid_table outputs/needs/sid_table --output_dir outputs/needs/chats
     `--stages need`, and `--stages category service`, make those of the two-model pipeline, whose second model is told
     the need that the first one says. `--all_events true` leaves nothing out (the ablation without clustering).
-Quick: python data_prep/need_chats.py --config recipes/configs/need_chats/needs_world.yaml
+Quick: python data_prep/need_chats.py --config recipes/configs/need_chats/quickstart.yaml
 Makes: a chat data set in TRL's conversational format with the columns messages, stage, row (of visits.parquet), need,
     target; needs.json, the vocabulary of the model; metrics.json with the rows of each stage and the events left out.
 Expect: see the header of each config.

@@ -6,8 +6,8 @@ Method: methods 3.3 (after HiAgentRec, arXiv 2604.14051): GRPO (arXiv 2402.03300
     besides. A stage ends when the moving average of its reward reaches a threshold, or at a cap; a fifth of the prompts
     repeat earlier stages; visits come from the typical to the rare. Answers are drawn under the stage's grammar, and
     tokens that it forced teach nothing. `--joint true` (no curriculum) and `--semantic false` are ablations.
-Run: accelerate launch recipes/grpo_needs.py --config recipes/configs/grpo_needs/needs_matdata.yaml
-    --model_name_or_path outputs/needs/needs_sft --dataset outputs/needs/matdata --patterns outputs/needs/patterns
+Run: accelerate launch recipes/grpo_needs.py --config recipes/configs/grpo_needs/quickstart.yaml
+    --model_name_or_path outputs/needs/sft --dataset outputs/needs/matdata --patterns outputs/needs/patterns
     --output_dir outputs/needs/grpo_needs
 Quick: --config recipes/configs/grpo_needs/smoke.yaml takes seconds.
 Makes: merged weights, tokenizer, sid_table/, needs.json, card, curves.png (rewards by stage, a line at every

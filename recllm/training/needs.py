@@ -130,9 +130,14 @@ class StageReward:
         stage: Sequence[str],
         need: Sequence[str | None],
         target: Sequence[int],
+        prompts: Sequence[list] = (),
+        asked: Sequence[list] = (),
         log_metric: Any = lambda name, value: None,
         **columns: Any,
     ) -> Values:
+        # TRL logs its prompts after the rewards, and knows the numbers of places only: they become what was asked.
+        for messages, chat in zip(prompts, asked, strict=bool(asked)):
+            messages[:] = chat
         values = self.reward.values(completion_ids, stage, need, target)
         for name in TERMS:
             if known := [value for value in values[name] if value is not None]:

@@ -105,8 +105,8 @@ class NeedsRollout:
 
     `ask` writes the prompt of a pick; `events` are the columns `row`, `need`, `target` and `typicality` of the events
     that picks number. Returns `prompt_ids`, `completion_ids`, `logprobs` (0: the loss computes its own), `env_mask`,
-    and for the rewards `stage`, `row`, `need`, `target` and `typicality`. Draws come from torch's generator, whose
-    state is part of a checkpoint.
+    and for the rewards `stage`, `row`, `need`, `target`, `typicality` and `asked`, the chat. Draws come from torch's
+    generator, whose state is part of a checkpoint.
 
     Rewards that are handed to `told` promote the curriculum when the next round begins. What every round asked stands
     in a line of `record`, from which a resumed run drops the rounds that its checkpoint does not know.
@@ -140,8 +140,9 @@ class NeedsRollout:
         groups = group_prompts(prompts, trainer.num_generations, strict=True)
         mine = [picks[int(prompts[members[0]][0]["content"]) % len(picks)] for members in groups]
         self._write(trainer, picks)
+        chats = [self.ask(pick) for pick in mine]
         prompt_ids = trainer.processing_class.apply_chat_template(
-            [self.ask(pick) for pick in mine],
+            chats,
             add_generation_prompt=True,
             return_dict=False,
             **trainer.chat_template_kwargs,
@@ -154,7 +155,7 @@ class NeedsRollout:
         for (i, place), grammar, tokens in zip(own, grammar_R, drawn, strict=True):
             columns["prompt_ids"][i], columns["completion_ids"][i] = prompt_ids[place], tokens
             columns["logprobs"][i], columns["env_mask"][i] = [0.0] * len(tokens), grammar.drawn(tokens)
-            for name, value in self._labels(mine[place]).items():
+            for name, value in {**self._labels(mine[place]), "asked": chats[place]}.items():
                 columns[name][i] = value
         return dict(columns)
 

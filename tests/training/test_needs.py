@@ -227,8 +227,8 @@ def test_the_second_model_of_a_pipeline_is_told_the_need(inputs, tmp_path):
     trainer = make_trainer(inputs, tmp_path, stages=("category", "service"), max_steps=2)
     trainer.train()
     assert [line["stages"][0] for line in lines(tmp_path)] == ["category", "service"]
-    shown = trainer._logs["prompt"]
-    assert all("Need: " in text and "Category" in text for text in shown)
+    shown = [messages[0]["content"] for messages in trainer._logs["prompt"]]
+    assert len(shown) == 8 and all("Need: " in text and "). Categor" in text for text in shown)
 
 
 def test_greedy_answers_are_graded_by_the_judge_in_the_last_stage(inputs, tmp_path):
