@@ -48,9 +48,8 @@ def check_axis(method: str, key: str, value: Any) -> Any:
         return _depth(where, value)
     if key in ("base", "dtype"):
         if not isinstance(value, str) or (key == "dtype" and value not in _DTYPES):
-            raise ValueError(
-                f"{where} must be a name ({', '.join(_DTYPES) if key == 'dtype' else 'base, direct, none'})"
-            )
+            known = _DTYPES if key == "dtype" else ("base", "direct", "none")
+            raise ValueError(f"{where} must be one of {', '.join(known)}, got {value!r}")
         return value
     if key in _FLAGS:
         if not isinstance(value, bool):

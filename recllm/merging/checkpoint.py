@@ -13,7 +13,7 @@ import math
 import mmap
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,6 +165,18 @@ class Weights:
         length = (info.offset + info.bytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
         if length > 0:
             self._maps[info.file].madvise(mmap.MADV_DONTNEED, begin, length)
+
+
+def stored_dtype(parents: Iterable[Weights]) -> str:
+    """The dtype that the parents' floating tensors promote to, by torch's name."""
+    import torch
+
+    stored = {info.dtype for weights in parents for info in weights.infos.values() if info.dtype[0] in "FB"}
+    dtypes = [getattr(torch, _TORCH[name]) for name in sorted(stored - {"BOOL"})]
+    dtype = dtypes[0] if dtypes else torch.float32
+    for other in dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return str(dtype).removeprefix("torch.")
 
 
 def write_header(infos: Mapping[str, TensorInfo]) -> bytes:

@@ -19,7 +19,7 @@ from mergekit.merge_methods.buffers import copy_non_floating_buffer
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 
 from recllm.merging import kernels
-from recllm.merging.checkpoint import Weights
+from recllm.merging.checkpoint import Weights, stored_dtype
 from recllm.merging.kernels import Pieces, TaskVector
 from recllm.merging.layout import Layout
 from recllm.merging.methods import DIRECT, THINKING
@@ -48,6 +48,7 @@ class MergeEngine:
     ) -> None:
         self.parents = dict(parents)
         self.layout = Layout(next(iter(self.parents.values())))
+        self._stored = stored_dtype(self.parents.values())
         self._reuse = Reuse(self.parents, cache_bytes, workers)
         for point in points:
             self._reuse.note(self.plan(point))
@@ -58,20 +59,10 @@ class MergeEngine:
         Raises:
             ValueError: the point needs a parent that is not here, or mergekit refuses it.
         """
-        found = plan(point.recipe(self.layout, self.stored_dtype()), self.layout)
+        found = plan(point.recipe(self.layout, self._stored), self.layout)
         if missing := [role for role in found.roles if role not in self.parents]:
             raise ValueError(f"{point.label} needs the parent {missing[0]!r}: give it, or choose methods without it")
         return found
-
-    def stored_dtype(self) -> str:
-        """The dtype that the parents' floating tensors promote to, by name."""
-        dtype = None
-        for weights in self.parents.values():
-            for name in weights:
-                found = weights.tensor(name).dtype
-                if found.is_floating_point:
-                    dtype = found if dtype is None else torch.promote_types(dtype, found)
-        return str(dtype or torch.float32).removeprefix("torch.")
 
     def tensors(self, point: Point) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and merged tensor, one at a time in mergekit's order. Each is new memory."""
@@ -95,6 +86,11 @@ class MergeEngine:
         found = self.plan(point)
         for index, tensor in enumerate(found.tensors):
             self._fill(targets[tensor.name], found, index, self._sources(tensor), point)
+
+    def out_dtypes(self, point: Point) -> dict[str, torch.dtype]:
+        """The dtype of every merged tensor, in mergekit's order."""
+        found = self.plan(point)
+        return {tensor.name: self._out_dtype(found, self._sources(tensor)) for tensor in found.tensors}
 
     def release(self, name: str) -> None:
         """Give the parents' pages of one tensor back to the system."""
