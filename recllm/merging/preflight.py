@@ -23,7 +23,11 @@ _SAME = (
     *("rms_norm_eps", "quantization_config"),
 )
 _SLACK = 1.05  # headers, configs, tokenizers
-_SCRATCH = 20  # bytes of scratch for each element of the largest tensor: a sort's keys, order and copies, and masks
+# Bytes of scratch for each element of the largest tensor, measured: a sort of each parent's differences (keys, order,
+# their copies), mergekit's own functions and masks, or the merged tensor alone.
+_SORT, _GENERIC, _PIECEWISE = 48, 28, 4
+_SORTED = ("ties", "breadcrumbs", "breadcrumbs_ties", "selective_overwrite", "selective_average", "selective_surgical")
+_BY_PIECE = ("linear", "slerp", "task_arithmetic")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Preflight:
 
     model_bytes: size of one merged checkpoint. disk_bytes: what delivering `checkpoints` of them takes.
     memory_bytes: what the engine holds beside mapped pages: the live model and the largest tensor's scratch.
+    workers: how many parents may be sorted at a time (MergeEngine's argument): 2, or 1 where memory is short.
     streams: the parents do not fit in memory beside it; their pages are given back tensor by tensor.
     warnings: likely mistakes that do not stop a merge.
     """
@@ -39,6 +44,7 @@ class Preflight:
     model_bytes: int
     disk_bytes: int
     memory_bytes: int
+    workers: int
     streams: bool
     warnings: tuple[str, ...]
 
@@ -67,6 +73,7 @@ def preflight(
             raise ValueError(
                 f"no parent {role!r}: give the direct and the thinking parent (and a base for task vectors)"
             )
+    points = list(points)
     _check_points(points, parents)
     first = parents[DIRECT]
     warnings = []
@@ -74,7 +81,9 @@ def preflight(
         _check_configs(first, other, role)
         _check_tensors(first, other, role)
         warnings += _check_speech(first, other, role)
-    return _needs(parents, Path(output), checkpoints, available_memory, tuple(warnings))
+    disk = _disk(parents, Path(output), checkpoints)
+    available = available_bytes() if available_memory is None else available_memory
+    return _memory(parents, points, disk, available, warnings)
 
 
 def _check_points(points: Iterable[Point], parents: Mapping[str, Parent]) -> None:
@@ -148,13 +157,11 @@ def _check_speech(first: Parent, other: Parent, role: str) -> list[str]:
     return warnings
 
 
-def _needs(
-    parents: Mapping[str, Parent], output: Path, checkpoints: int, available: int | None, warnings: tuple[str, ...]
-) -> Preflight:
+def _disk(parents: Mapping[str, Parent], output: Path, checkpoints: int) -> int:
     model = max(parent.bytes for parent in parents.values())
     ready = sum(parent.bytes for parent in parents.values() if parent.adapter or parent.pickled)
     disk = int((model * checkpoints + ready) * _SLACK)
-    there = output
+    there = output.absolute()
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
@@ -163,20 +170,31 @@ def _needs(
             f"{output}: {checkpoints} checkpoint(s) of {_gib(model)} need {_gib(disk)} of disk, {_gib(free)} are free; "
             "free some, choose another folder, or keep fewer checkpoints"
         )
-    largest = max((info.numel for p in parents.values() for info in p.tensors.values()), default=0)
-    scratch = largest * _SCRATCH
-    available = available_bytes() if available is None else available
+    return disk
+
+
+def _memory(
+    parents: Mapping[str, Parent], points: Iterable[Point], disk: int, available: int, warnings: list[str]
+) -> Preflight:
+    model = max(parent.bytes for parent in parents.values())
+    infos = [info for parent in parents.values() for info in parent.tensors.values()]
+    largest = max(infos, key=lambda info: info.numel, default=None)
+    count = largest.numel if largest else 0
+    methods = {point.method for point in points}
+    sorts, workers = bool(methods & set(_SORTED)), 2
+    generic = _GENERIC if methods - set(_SORTED) - set(_BY_PIECE) else _PIECEWISE
+    scratch = count * max(generic, _SORT * workers if sorts else 0)
+    if sorts and model + scratch > available:
+        workers, scratch = 1, count * max(generic, _SORT)
     if scratch > available:
-        name = max((info for p in parents.values() for info in p.tensors.values()), key=lambda info: info.numel).name
-        raise ValueError(f"tensor {name} needs {_gib(scratch)} of memory to merge, {_gib(available)} are available")
-    total = model + scratch
-    streams = total + sum(parent.bytes for parent in parents.values()) > available
-    if total > available:
-        warnings = (
-            *warnings,
-            f"a live model of {_gib(model)} does not fit in {_gib(available)}: points can be streamed",
+        raise ValueError(
+            f"tensor {largest.name} needs {_gib(scratch)} of memory to merge, {_gib(available)} are available; use a "
+            "larger machine" + (", or methods that sort nothing (linear, slerp, task_arithmetic)" if sorts else "")
         )
-    return Preflight(model, disk, total, streams, warnings)
+    if model + scratch > available:
+        warnings.append(f"a live model of {_gib(model)} does not fit in {_gib(available)}: stream the points")
+    streams = model + scratch + sum(parent.bytes for parent in parents.values()) > available
+    return Preflight(model, disk, model + scratch, workers, streams, tuple(warnings))
 
 
 def available_bytes() -> int:
@@ -196,6 +214,7 @@ def report(found: Preflight) -> dict[str, Any]:
         "model_bytes": found.model_bytes,
         "disk_bytes": found.disk_bytes,
         "memory_bytes": found.memory_bytes,
+        "workers": found.workers,
         "streams": found.streams,
         "warnings": list(found.warnings),
     }

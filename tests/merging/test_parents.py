@@ -18,7 +18,8 @@ from recllm.merging.space import Point
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import TABLE_FOLDER
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "hub")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
 from fake_hub import TOKEN, FakeHub
 from worlds import WORDS, family
 
@@ -35,7 +36,7 @@ def look(folders, **options) -> dict:
 
 
 def check(folders, points=(), **options):
-    return preflight(look(folders), points, **{"available_memory": 8 * GIB, "output": folders["base"], **options})
+    return preflight(look(folders), points, **{"available_memory": 8 * GIB, "output": folders["direct"], **options})
 
 
 def edit(folder: Path, **fields) -> None:
@@ -127,29 +128,32 @@ def test_sid_tables_must_be_the_same_one(folders):
         check(folders)
 
 
-def test_disk_and_memory_are_counted(folders, monkeypatch):
+def test_disk_and_memory_are_counted(folders):
     with pytest.raises(ValueError, match=r"checkpoint\(s\) of .* need .* of disk"):
         check(folders, checkpoints=10**9)
-    with pytest.raises(ValueError, match=r"tensor model.embed_tokens.weight needs .* of memory"):
-        check(folders, available_memory=1000)
-    size = look(folders)["direct"].bytes
-    scratch = check(folders).memory_bytes - size
-    tight = check(folders, available_memory=scratch + size // 2)
+    ties = [Point.of("ties", strength=0.5, density=0.5)]
+    with pytest.raises(ValueError, match=r"tensor model.embed_tokens.weight needs .* or methods that sort"):
+        check(folders, ties, available_memory=1000)
+    size, largest = look(folders)["direct"].bytes, WORDS * 48
+    assert check(folders).memory_bytes == size + 4 * largest
+    assert (check(folders, ties).memory_bytes, check(folders, ties).workers) == (size + 96 * largest, 2)
+    short = check(folders, ties, available_memory=size + 50 * largest)
+    assert (short.memory_bytes, short.workers) == (size + 48 * largest, 1)
+    tight = check(folders, available_memory=4 * largest + size // 2)
     assert tight.streams
     assert "stream the points" in tight.warnings[0]
-    assert check(folders, available_memory=scratch + 3 * size).streams
-    assert not check(folders, available_memory=scratch + 4 * size).streams
+    assert check(folders, available_memory=4 * largest + 4 * size - 1).streams
+    assert not check(folders, available_memory=4 * largest + 4 * size).streams
 
 
 def test_a_point_must_find_its_parents(folders):
     del folders["base"]
-    found = {"available_memory": 8 * GIB, "output": folders["direct"]}
-    with pytest.raises(ValueError, match="ties .* needs the parent 'base'"):
-        check(folders, [Point.of("ties", strength=0.5, density=0.5)], **found)
-    assert check(folders, [Point.of("ties", strength=0.5, density=0.5, base="direct")], **found).model_bytes
+    with pytest.raises(ValueError, match=r"ties .* needs the parent 'base'"):
+        check(folders, [Point.of("ties", strength=0.5, density=0.5)])
+    assert check(folders, [Point.of("ties", strength=0.5, density=0.5, base="direct")]).model_bytes
     del folders["thinking"]
     with pytest.raises(ValueError, match="no parent 'thinking'"):
-        check(folders, **found)
+        check(folders)
 
 
 def test_pickled_weights_are_refused_unless_asked_for(folders, tmp_path):
@@ -217,7 +221,7 @@ def test_an_adapter_that_does_not_fit_is_named(folders, tmp_path):
     with pytest.raises(ValueError, match=r"lora_A.weight has shape \[2, 7\], .*q_proj.weight of the base \[48, 48\]"):
         describe(str(folder))
     save_file({name.replace("q_proj", "z_proj"): good[name]}, weights)
-    with pytest.raises(ValueError, match="z_proj.weight, which the base .* does not have"):
+    with pytest.raises(ValueError, match=r"z_proj.weight, which the base .* does not have"):
         describe(str(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
@@ -234,12 +238,23 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with FakeHub() as served:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            served.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield served
+
+
+def test_a_hub_id_is_a_parent(folders, tmp_path, hub):
+    files = {path.name: path.read_bytes() for path in folders["thinking"].iterdir()}
+    hub.add_repo("tester/thinking", files=files)
+    parent = describe("tester/thinking")
+    assert parent.tensors.keys() == Weights(folders["thinking"]).infos.keys()
+    local = describe(str(folders["thinking"]))
+    assert (parent.tokenizer, parent.bytes, parent.config) == (local.tokenizer, local.bytes, local.config)
+    assert preflight({**look(folders), "thinking": parent}, output=tmp_path, available_memory=8 * GIB).warnings == ()
+    assert not list((tmp_path / "hf").rglob("*.safetensors")), "looking at a parent must not download its weights"
+    ready = Weights(make_ready(parent, tmp_path / "work"))
+    expected = Weights(folders["thinking"])
+    assert all(torch.equal(ready.tensor(name), expected.tensor(name)) for name in expected)
 
 
 def test_nothing_at_an_address_is_said(tmp_path):

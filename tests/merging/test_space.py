@@ -1,5 +1,6 @@
 """Grids become checked, distinct points; masks become filters; mergekit YAML goes out and comes back."""
 
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -171,9 +172,8 @@ def test_the_order_for_the_engine_keeps_draws_and_selections_together():
     random.Random(0).shuffle(points)
     ordered = engine_order(points)
     groups = [(point.method, point.axes["density"]) for point in ordered]
-    assert sorted(map(lambda point: point.key, ordered)) == sorted(point.key for point in points)
-    changes = sum(one != other for one, other in zip(groups, groups[1:], strict=False))
-    assert changes == 3
+    assert sorted(point.key for point in ordered) == sorted(point.key for point in points)
+    assert sum(one != other for one, other in itertools.pairwise(groups)) == 3
 
 
 def test_modules_and_depths_are_read_from_names():

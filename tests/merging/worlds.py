@@ -48,9 +48,8 @@ def write_parent(folder: Path, seed: int, layers: int = 2, dtype=torch.bfloat16,
 
 def family(root: Path, **options) -> dict[str, Path]:
     """Base, direct and thinking parent."""
-    return {
-        role: write_parent(root / role, seed, **options) for seed, role in enumerate(("base", "direct", "thinking"))
-    }
+    roles = ("base", "direct", "thinking")
+    return {role: write_parent(root / role, seed, **options) for seed, role in enumerate(roles)}
 
 
 def by_mergekit(text: str, folder: Path, seed: int | None = None) -> dict[str, torch.Tensor]:
