@@ -9,7 +9,7 @@ import torch
 from recllm.merging.checkpoint import Weights
 from recllm.merging.draws import ByteCache, Stream
 from recllm.merging.engine import MergeEngine
-from recllm.merging.kernels import slerp_factors
+from recllm.merging.kernels import TaskVector, slerp_factors, task_vectors
 from recllm.merging.mergekit_yaml import to_mergekit
 from recllm.merging.methods import METHODS
 from recllm.merging.own import low_rank
@@ -220,6 +220,23 @@ def test_what_counts_as_the_same_at_density_1_is_the_same_to_the_bit(engine, met
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 0.0), (0.0, 0.0), (0.5, -0.5)])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_electing_signs_is_the_papers_rule(weights, normalize):
+    # Small integers, so that zeros, equal and opposite entries abound and nothing is rounded.
+    generator = torch.Generator().manual_seed(2)
+    base, *parents = (torch.randint(-3, 4, (4000,), generator=generator).float() for _ in range(3))
+    vectors = [TaskVector(parent, weight) for parent, weight in zip(parents, weights, strict=True)]
+    pieces = task_vectors(base, vectors, True, normalize, 1.0, torch.float32)
+    found = torch.cat([piece for _, piece in pieces])
+    for entry in range(400):
+        deltas = [w * float(parent[entry] - base[entry]) for parent, w in zip(parents, weights, strict=True)]
+        elected = 1 if sum(deltas) >= 0 else -1
+        kept = [(delta, w) for delta, w in zip(deltas, weights, strict=True) if delta * elected > 0]
+        share = (sum(w for _, w in kept) or 1) if normalize else 1
+        assert float(found[entry]) == pytest.approx(float(base[entry]) + sum(d for d, _ in kept) / share, abs=1e-5)
+
+
 def test_slerp_keeps_the_length_and_the_angle_of_unit_vectors():
     one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
     cosine = torch.dot(one, other)
@@ -255,7 +272,7 @@ def test_low_rank_of_a_vector_only_shortens_it():
     assert torch.equal(low_rank(vector, 0.0), vector)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["top", "middle", "first"])
 def test_a_selection_is_the_sort_it_came_from(kind, dtype):
     # Rounded hard, so that most entries tie with others.
@@ -268,8 +285,9 @@ def test_a_selection_is_the_sort_it_came_from(kind, dtype):
         begin = max(0, 5000 - count - 250) if kind == "middle" else 0
         expected = torch.zeros(5000, dtype=torch.bool)
         expected[order[begin : begin + count]] = True
-        found = torch.cat([chosen.mask(values[s : s + 700], slice(s, min(s + 700, 5000))) for s in range(0, 5000, 700)])
-        assert torch.equal(found, expected)
+        parts = [slice(start, min(start + 700, 5000)) for start in range(0, 5000, 700)]
+        assert torch.equal(torch.cat([chosen.mask(values[part], part) for part in parts]), expected)
+        assert torch.equal(torch.cat([chosen.apply(values[part], part) for part in parts]), values * expected)
 
 
 def test_selective_merges_touch_exactly_the_share_that_changed_most(engine):

@@ -245,7 +245,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_hub_id_is_a_parent(folders, tmp_path, hub):
     files = {path.name: path.read_bytes() for path in folders["thinking"].iterdir()}
-    hub.add_repo("tester/thinking", files=files)
+    hub.add_repo("models/tester/thinking", files=files)
     parent = describe("tester/thinking")
     assert parent.tensors.keys() == Weights(folders["thinking"]).infos.keys()
     local = describe(str(folders["thinking"]))
