@@ -2,7 +2,8 @@
 
 mergekit computes whole tensors, with a temporary for every operation; here a piece stays in the processor's cache for
 all of them. The operations, their order and the dtypes they round to are the same, so the results are.
-Every kernel takes flat views of equal length and yields (slice, piece of the result in the compute dtype).
+Every kernel takes flat views of equal length and yields (slice, piece of the result in the compute dtype). The views
+may be read-only pages, and a conversion to the dtype that they have is no copy: the first operation is never in place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def linear(parents: Sequence[torch.Tensor], weights: Sequence[float], normalize:
     factors = torch.tensor(weights, dtype=work)
     total = factors.sum()
     for part in pieces(parents[0].numel()):
-        result = parents[0][part].to(dtype).to(work).mul_(factors[0])
+        result = parents[0][part].to(dtype).to(work) * factors[0]
         for parent, factor in zip(parents[1:], factors[1:], strict=True):
             result.addcmul_(parent[part].to(dtype).to(work), factor)
         if normalize and total != 1:
@@ -46,8 +47,8 @@ def combine(
     """factor x first + factor x second, in the factors' dtype: SLERP once its angle is known."""
     work = factors[0].dtype
     for part in pieces(first.numel()):
-        result = first[part].to(dtype).to(work).mul_(factors[0])
-        yield part, result.add_(second[part].to(dtype).to(work).mul_(factors[1])).to(dtype)
+        result = first[part].to(dtype).to(work) * factors[0]
+        yield part, result.add_(second[part].to(dtype).to(work) * factors[1]).to(dtype)
 
 
 def slerp_cosine(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -159,7 +160,7 @@ def low_rank_mix(
 ) -> Pieces:
     """LoRE: the parents' mean plus (2t - 1) times the low-rank half difference."""
     for part in pieces(direct.numel()):
-        mean = direct[part].to(dtype).to(delta.dtype).add_(thinking[part].to(dtype)).div_(2)
+        mean = (direct[part].to(dtype).to(delta.dtype) + thinking[part].to(dtype)).div_(2)
         yield part, mean.add_(delta[part] * (2 * t - 1)).to(dtype)
 
 

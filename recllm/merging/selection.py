@@ -47,10 +47,11 @@ class Selection:
         if difference.dtype == torch.float64:  # thresholds are float32, as is the sort they came from
             return difference * self.mask(difference, part)
         listed = self._listed(part)
-        kept = F.hardshrink(difference, self.low)
-        if self.high < math.inf:
-            high = torch.tensor(self.high, dtype=difference.dtype)
-            kept -= F.hardshrink(difference, float(torch.nextafter(high, torch.zeros_like(high))))
+        kept = F.hardshrink(difference, max(self.low, 0.0))
+        if self.high <= self.low:
+            kept.zero_()  # nothing lies between
+        elif self.high < math.inf:
+            kept -= F.hardshrink(difference, _below(self.high, difference.dtype))
         if len(listed):
             kept[listed] = difference[listed]
         return kept
@@ -58,6 +59,12 @@ class Selection:
     def _listed(self, part: slice) -> torch.Tensor:
         begin, end = torch.searchsorted(self.positions, torch.tensor([part.start, part.stop])).tolist()
         return self.positions[begin:end].long() - part.start
+
+
+def _below(value: float, dtype: torch.dtype) -> float:
+    """The next smaller number of the dtype: floats above zero are ordered as their bits are. Zero stays zero."""
+    bits = torch.tensor([value], dtype=dtype).view(torch.int16 if dtype.itemsize == 2 else torch.int32)
+    return float((bits - 1).view(dtype)) if value > 0 else 0.0
 
 
 def select(difference: torch.Tensor, bands: Iterable[Band]) -> dict[Band, Selection]:

@@ -200,6 +200,17 @@ def test_integer_buffers_are_copied_where_they_agree_and_refused_where_not(tmp_p
         merged(MergeEngine(both), Point.of("task_arithmetic", strength=0.5))
 
 
+def test_parents_in_float32_are_read_and_never_written(tmp_path):
+    # Nothing is converted here, so an operation in place would hit the mapped file.
+    wide = family(tmp_path, dtype=torch.float32)
+    before = {role: (folder / "model.safetensors").read_bytes() for role, folder in wide.items()}
+    engine = MergeEngine({role: Weights(folder) for role, folder in wide.items()})
+    for point in POINTS:
+        if "dtype" not in point.axes:
+            assert all(tensor.isfinite().all() for tensor in merged(engine, point).values()), point.label
+    assert before == {role: (folder / "model.safetensors").read_bytes() for role, folder in wide.items()}
+
+
 def test_linear_is_task_arithmetic_for_any_base(parents, tmp_path):
     wide = family(tmp_path, dtype=torch.float32)
     engine = MergeEngine({role: Weights(folder) for role, folder in wide.items()})
