@@ -11,7 +11,7 @@ scaled by its mean. Ratios are of wall clock (`linear_speedup`, `ties_speedup`) 
 which other work on the machine disturbs less. Then every point of both grids is compared with mergekit, tensor by
 tensor, on a model of two layers (`max_abs_difference` over the linear points, `max_ulp` over all). Peak memory is the
 largest resident set: of this process, whose parents are mapped file pages, and of mergekit's.
-Measured: MEASURED
+Measured: not run at this size yet (the machine was shared by ten processes when this was written).
 """
 
 import json
