@@ -1,0 +1,138 @@
+"""Checkpoints: mergekit's in a process of its own, and streamed ones within bounded memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recllm.merging.checkpoint import Weights
+from recllm.merging.deliver import check_tensors, deliver_point, stream
+from recllm.merging.engine import MergeEngine
+from recllm.merging.space import Point
+from recllm.sid.table import SidTable
+from recllm.sid.vocabulary import TABLE_FOLDER
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worlds import family
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    folders = family(tmp_path_factory.mktemp("family"))
+    SidTable(np.array([[0, 1], [2, 3]]), (4, 4)).save(folders["direct"] / TABLE_FOLDER)
+    return folders
+
+
+def engine_of(parents) -> MergeEngine:
+    return MergeEngine({role: Weights(folder) for role, folder in parents.items()})
+
+
+# One of mergekit's that draws, one of ours that mergekit learns of in its own process.
+@pytest.mark.parametrize(
+    "point", [Point.of("dare_ties", strength=0.6, density=0.5, seed=11), Point.of("selective_average", density=0.2)]
+)
+def test_a_delivered_point_is_the_one_that_was_evaluated(parents, tmp_path, monkeypatch, point):
+    monkeypatch.setenv("RANK", "1")  # as in a rank of an accelerate launch
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = deliver_point(point, parents, tmp_path / "chosen")
+    written, expected = Weights(folder), dict(engine_of(parents).tensors(point))
+    assert set(written) == set(expected)
+    assert all(torch.equal(written.tensor(name), tensor) for name, tensor in expected.items())
+    assert SidTable.load(folder / TABLE_FOLDER) == SidTable.load(parents["direct"] / TABLE_FOLDER)
+    assert json.loads((folder / "generation_config.json").read_text())["max_new_tokens"] == 7
+    assert json.loads((folder / "point.json").read_text())["key"] == point.key
+    assert point.method in (folder / "mergekit_config.yml").read_text()
+    assert (folder / "tokenizer.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["chosen"]
+
+
+def test_a_full_folder_is_left_alone_and_a_failed_merge_leaves_nothing(parents, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    point = Point.of("linear", strength=0.5)
+    with pytest.raises(ValueError, match="full is not empty"):
+        deliver_point(point, parents, tmp_path / "full")
+    broken = family(tmp_path / "broken", layers=1)
+    (broken["thinking"] / "config.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="mergekit could not write linear"):
+        deliver_point(point, broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lost_tensor_is_noticed(parents):
+    infos = Weights(parents["direct"]).infos
+    check_tensors(parents["direct"], infos)
+    with pytest.raises(RuntimeError, match=r"tensor lm_head\.weight was lost"):
+        check_tensors(parents["direct"], {**infos, "lm_head.weight": infos["model.norm.weight"]})
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 30_000])
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point.of("linear", strength=0.3),
+        Point.of("della", strength=0.3, density=0.5),
+        Point.of("ties", strength=0.5, density=0.3, dtype="float32"),
+    ],
+    ids=lambda point: point.label,
+)
+def test_a_streamed_checkpoint_holds_the_same_tensors_and_loads(parents, tmp_path, point, shard_bytes):
+    from transformers import AutoModelForCausalLM
+
+    engine = engine_of(parents)
+    expected = dict(engine.tensors(point))
+    folder = stream(engine, point, tmp_path / "out", shard_bytes)
+    written = Weights(folder)
+    assert all(torch.equal(written.tensor(name), tensor) for name, tensor in expected.items())
+    files = list(folder.glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_bytes == 30_000)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert (folder / "tokenizer.json").is_file()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+from recllm.merging.checkpoint import Weights
+from recllm.merging.deliver import stream
+from recllm.merging.engine import MergeEngine
+from recllm.merging.space import Point
+
+root, method, release = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "release"
+engine = MergeEngine({role: Weights(root / role) for role in ("base", "direct", "thinking")}, cache_bytes=1 << 22)
+point = Point.of(method, strength=0.4, **({"density": 0.5} if method == "dare_linear" else {}))
+torch.ones(1 << 20).mul_(2).sort()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+stream(engine, point, root / "out", shard_bytes=1 << 24, release=release)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def grown(root: Path, method: str, release: str = "release") -> float:
+    """MiB by which the peak memory of a fresh process grows while it streams one point."""
+    command = [sys.executable, "-c", MEASURE, str(root), method, release]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def test_peak_memory_of_streaming_does_not_grow_with_the_model(tmp_path):
+    from safetensors.torch import save_file
+
+    # Three parents of 48 MiB each, in tensors of 1 MiB.
+    for seed, role in enumerate(("base", "direct", "thinking")):
+        (tmp_path / role).mkdir()
+        weight = torch.randn((512, 1024), generator=torch.Generator().manual_seed(seed)).bfloat16()
+        state = {f"model.layers.{layer}.mlp.weight": weight + layer for layer in range(48)}
+        save_file(state, tmp_path / role / "model.safetensors")
+        (tmp_path / role / "config.json").write_text("{}")
+    assert grown(tmp_path, "task_arithmetic") < 16
+    assert grown(tmp_path, "dare_linear") < 32  # mergekit's masks of a tensor, and a cache of 4 MiB
+    assert grown(tmp_path, "task_arithmetic", "keep") > 100  # what the measure shows where pages are kept
