@@ -66,8 +66,11 @@ def test_the_reference_answer_has_every_value_at_its_best(bench):
     found = values(bench, rows, answers_at(bench, rows, 0, spoken, list(types)))
     for key in ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "category_hr@1", "category_ndcg@10"):
         assert (found[key] == 1).all(), key
-    for key in ("need_similarity", "type_accuracy", "need_accuracy"):
+    for key in ("need_similarity", "type_accuracy"):
         assert (found[key][known] == 1).all() and np.isnan(found[key][~known]).all(), key
+    accidental = (bench.visits.frame["need"] == "").to_numpy()[rows]
+    assert accidental.any() and (np.isnan(found["need_accuracy"]) == accidental).all()
+    assert (found["need_accuracy"][known] == 1).all()
     assert (found["need_fault"] == 0).all()
 
 
