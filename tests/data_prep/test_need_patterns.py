@@ -30,7 +30,7 @@ def test_patterns_of_the_smallest_city(script, repo_root, tmp_path, method):
     patterns = Patterns.load(out, Visits.load(dataset))
     assert metrics["patterns"] == patterns.frame.height >= 10 and metrics["names_replaced"] == 0
     assert metrics["needs"] == patterns.frame["need"].n_unique() <= 8
-    # A fifth of all visits is accidental; how well a log of some size is filtered test_find_patterns.py says.
+    # A fifth of all visits is accidental. Logs of some size are scored in tests/needs/test_find_patterns.py.
     assert metrics["filter/precision"] > 0.25 and 0 < metrics["filter/recall"] <= 1 and 0 < metrics["need_nmi"] <= 1
     assert metrics["bayes/recall"] == 0.5
     assert load_run(out)["recipe"] == "need_patterns"
