@@ -74,7 +74,8 @@ def test_the_chats_are_of_all_stages_and_the_tokenizer_knows_their_words(outputs
     row = next(row for row in Dataset.load_from_disk(str(outputs / "chats")) if row["stage"] == "need")
     said = row["messages"][1]["content"]
     known, other = (AutoTokenizer.from_pretrained(outputs / name) for name in ("base", "base_with_sids"))
-    assert len(known.tokenize(said)) < len(said) / 2
+    # Words of the answers' frame, which no title and no other prompt has, are whole even among 400 tokens.
+    assert {"need", "type"} <= set(known.tokenize(said))
     assert len(other.tokenize(said)) == len(known.tokenize(said))
 
 
