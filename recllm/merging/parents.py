@@ -84,12 +84,12 @@ def _local(address: str) -> Path:
 
 
 def _download(address: str, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = address.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+        return Path(HfApi().snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{address} cannot be had from the Hub ({type(error).__name__}: {error})") from error
 
@@ -105,12 +105,12 @@ def _tensors(address: str, folder: Path, pickle_weights: bool) -> tuple[dict[str
 
 
 def _hub_headers(address: str, pickle_weights: bool) -> tuple[dict[str, TensorInfo], bool]:
-    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
     name, _, revision = address.partition("@")
     try:
-        found = get_safetensors_metadata(name, revision=revision or None)
+        found = HfApi().get_safetensors_metadata(name, revision=revision or None)
     except NotASafetensorsRepoError as error:
         if pickle_weights:
             return {}, True

@@ -26,7 +26,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,6 +168,8 @@ def _canonical(method: Method, axes: dict[str, Any]) -> tuple[str, dict[str, Any
 def expand(entry: Mapping[str, Any]) -> Iterable[Point]:
     """The points of one entry of a grid, in the order of its axes."""
     axes = {key: _values(key, value) for key, value in entry.items() if key != "method"}
+    if math.prod(len(values) for values in axes.values()) > _MOST_POINTS:
+        raise ValueError(f"the grid has more than {_MOST_POINTS} points: narrow an axis")
     for values in itertools.product(*axes.values()):
         yield Point.of(entry["method"], **dict(zip(axes, values, strict=True)))
 
@@ -237,14 +240,9 @@ def _entry(path: Path, row: int, entry: Any) -> Iterable[Point]:
             return [read_mergekit(path.parent / str(entry["mergekit"]))[0]]
         if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
             raise ValueError("needs a method, or the key mergekit with a file")
-        return expand_checked(entry)
+        return list(expand(entry))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: entry {row} of the grid: {error}") from error
-
-
-def expand_checked(entry: Mapping[str, Any]) -> Sequence[Point]:
-    """`expand` at once, so that errors come before anything is run."""
-    return list(itertools.islice(expand(entry), _MOST_POINTS + 1))
 
 
 def engine_order(points: Iterable[Point]) -> list[Point]:
