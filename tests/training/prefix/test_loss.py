@@ -161,7 +161,8 @@ def test_loss_log_probs_and_gradients_are_the_stock_trainers(tokenizer, tmp_path
         {"importance_sampling_level": "sequence", "loss_type": "dr_grpo"},
         {"gradient_checkpointing": True, "pad_to_multiple_of": 8, "cast_lm_head_to_fp32": True},
         {"per_device_train_batch_size": 4, "loss_type": "cispo", "steps_per_generation": 6, **TWO_AT_A_TIME},
-        {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "top_entropy_quantile": 0.5},
+        # At .5 the threshold is one of several equal entropies, and the last bit decides who stays.
+        {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "top_entropy_quantile": 0.4},
         {"rollout": True, "beta": 0.1},
     ],
     ids=[
