@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mergekit.config import ConfigReader, InputSliceDefinition, MergeConfiguration, OutputSliceDefinition
@@ -47,6 +48,12 @@ class MergePlan:
     dtype: str | None
     out_dtype: str | None
     tensors: tuple[TensorPlan, ...]
+
+    @cached_property
+    def drops(self) -> tuple[tuple[float | None, ...], ...]:
+        """What decides how many random numbers each tensor takes, and which: densities and epsilons, in order."""
+        found = (values for tensor in self.tensors for values in tensor.inputs.values())
+        return tuple((values.get("density"), values.get("epsilon")) for values in found)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -82,10 +82,10 @@ class Reuse:
 
     def stream(self, found: MergePlan, point: Point) -> Stream:
         """The draws that this point shares with all that differ in strength only."""
-        names = ("density", "epsilon")
-        numbers = [tuple(v.get(n) for n in names) for t in found.tensors for v in t.inputs.values()]
-        key = (found.method.spec.name, point.seed, found.tensors[0].roles, tuple(numbers))
-        return self._streams.setdefault(key, Stream(point.seed or 0))
+        key = (found.method.spec.name, point.seed, found.roles, found.drops)
+        if key not in self._streams:
+            self._streams[key] = Stream(point.seed or 0)
+        return self._streams[key]
 
     def sparse(self, found: MergePlan, index: int, dtype: torch.dtype, point: Point) -> list[torch.Tensor]:
         """mergekit's sparsified task vectors of one tensor, flat, one for each parent but the base."""
