@@ -9,7 +9,9 @@ Quick: python data_prep/need_patterns.py --config recipes/configs/need_patterns/
 Makes: patterns.parquet, events.parquet, patterns.json (recllm/needs/patterns.py); ledger.jsonl, the teacher's answers;
     metrics.json, with precision and recall of the filter and need_nmi, each beside the Bayes observer's, where the
     truth was planted.
-Expect: EXPECT
+Expect: quickstart (79,420 events, a fifth accidental), 24 s of CPU time: 14 needs, 84 patterns; the filter's precision
+    is .869 and its recall .715 (Bayes .878 and .732), need_nmi .889 (Bayes .913). matdata, 14 s: 37 needs, 489
+    patterns, .882 of the fitted targets kept. nyc, 15 s: 32 needs, 386 patterns, .802 kept.
 """
 
 import time

@@ -53,15 +53,11 @@ def cluster(feature_EF: np.ndarray, category_E: np.ndarray, options: ClusterOpti
     No cluster has events of two categories.
     """
     label_E = np.full(len(category_E), NOISE, dtype=np.int64)
-    found = 0
+    found, finder = 0, _density if options.method == "hdbscan" else _means
     for category in np.unique(category_E):
         rows = np.flatnonzero(category_E == category)
         if len(rows) >= _LEAST_VISITS:
-            own = (
-                _density(feature_EF[rows], options)
-                if options.method == "hdbscan"
-                else _means(feature_EF[rows], options)
-            )
+            own = finder(feature_EF[rows], options)
             label_E[rows] = np.where(own == NOISE, NOISE, own + found)
             found += own.max() + 1
     return label_E
@@ -82,7 +78,7 @@ def _means(feature_EF: np.ndarray, options: ClusterOptions) -> np.ndarray:
     label_E = model.fit_predict(feature_EF)
     away_E = np.linalg.norm(feature_EF - model.cluster_centers_[label_E], axis=1)
     label_E = np.where(away_E > np.quantile(away_E, 1 - options.outliers), NOISE, label_E)
-    names, kept_E = np.unique(label_E[label_E != NOISE], return_inverse=True)
+    _, kept_E = np.unique(label_E[label_E != NOISE], return_inverse=True)
     label_E[label_E != NOISE] = kept_E
     return label_E
 

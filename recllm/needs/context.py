@@ -129,7 +129,7 @@ def _column(frame: pl.DataFrame, name: str) -> np.ndarray:
 def _since_before(
     user_M: np.ndarray, item_M: np.ndarray, second_M: np.ndarray, venues: pl.DataFrame
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kilometres (haversine) and days from the user's visit before; NaN at the first, or where a position is unknown."""
+    """Kilometres (haversine) and days from the user's visit before; NaN where there is none or no position."""
     lat_M, lon_M = (np.radians(_column(venues, name))[item_M] for name in ("lat", "lon"))
     half = np.sin(np.diff(lat_M) / 2) ** 2
     half = half + np.cos(lat_M[1:]) * np.cos(lat_M[:-1]) * np.sin(np.diff(lon_M) / 2) ** 2
@@ -142,8 +142,8 @@ def _since_before(
 def features(contexts: Contexts, fitted: np.ndarray) -> np.ndarray:
     """Context features of every event, float64 of shape (M, F), for Euclidean distances within a category.
 
-    The hour on the circle, weekend, scene and weather as indicators, and distance, recency (both logarithmic) and price,
-    standardised by the rows `fitted` and cut at three deviations. What is unknown lies in the middle.
+    The hour on the circle, weekend, scene and weather as indicators, and distance, recency (both logarithmic) and
+    price, standardised by the rows `fitted` and cut at three deviations. What is unknown lies in the middle.
     """
     angle_M = contexts.hour_M * (2 * np.pi / 24)
     known = (np.arange(3) == contexts.weekend_M[:, None])[:, :2] * _DAY_WEIGHT

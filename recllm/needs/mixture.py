@@ -23,8 +23,9 @@ from recllm.needs.context import Contexts
 
 PEAKS = 2
 HOURS = 24.0
-# Concentrations: a peak narrower than half an hour is a coincidence, one wider than five hours the accidents'.
-KAPPA_RANGE = (0.5, 60.0)
+# Concentrations. A peak narrower than half an hour is a coincidence. Two peaks wider than three hours can make up a day
+# on which nothing is accidental.
+KAPPA_RANGE = (2.0, 60.0)
 
 
 @dataclass(frozen=True)

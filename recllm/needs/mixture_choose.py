@@ -19,14 +19,14 @@ def choose(
 ) -> tuple[Fit, dict[str, dict[int, float]]]:
     """The fit that has the best criterion, and the criteria by number of needs and of classes.
 
-    label_E: need that each event starts from, more of them than there will be. It is fitted, then the two needs most
-    alike are merged for as long as that betters the criterion, and then the number of classes is chosen. steps: of the
-    first and of the last fit.
+    label_E: need that each event starts from, more of them than there will be. It is fitted, then needs that are alike
+    are merged, and needs that hardly differ from accidents struck out, for as long as that betters the criterion; then
+    the number of classes is chosen. steps: of the first and of the last fit.
     """
     middle = sorted(classes)[len(classes) // 2]
     best = fit(log, start_counts(log, label_E, middle, seed), steps)
     scores: dict[str, dict[int, float]] = {"needs": {best.mixture.needs: best.criterion}, "classes": {}}
-    while better := _merged(log, best):
+    while better := _with_fewer_needs(log, best):
         best = better
         scores["needs"][best.mixture.needs] = best.criterion
     tries = {count: _with_classes(log, best, count, steps // 3, seed) for count in classes}
@@ -35,10 +35,16 @@ def choose(
     return _further(log, best, steps), scores
 
 
-def _merged(log: Log, done: Fit) -> Fit | None:
-    """The fit after the first merger, of those that look best, that betters the criterion; None where none does."""
-    for one, other in _most_alike(done.mixture)[:_PAIRS]:
-        found = fit(log, _merge(expect(done.mixture, log)[0], done.mixture, one, other), _TRY_STEPS, settled=True)
+def _with_fewer_needs(log: Log, done: Fit) -> Fit | None:
+    """The fit after the first step down, of those that look best, that betters the criterion; None where none does."""
+    if done.mixture.needs < 2:
+        return None
+    counts = expect(done.mixture, log)[0]
+    # What an event's likelihood loses without a need, summed: the least where an accident explains it as well.
+    weakest = int(-np.log1p(-np.minimum(counts.need_EN, 1 - 1e-6)).sum(0).argmin())
+    steps = [*((other, one) for one, other in _most_alike(done.mixture)[:_PAIRS]), (weakest, None)]
+    for gone, into in steps:
+        found = fit(log, _without(counts, done.mixture, gone, into), _TRY_STEPS, settled=True)
         if found.criterion > done.criterion:
             return found
     return None
@@ -56,15 +62,23 @@ def _most_alike(mixture: Mixture) -> list[tuple[int, int]]:
     return [(int(one_P[pair]), int(other_P[pair])) for pair in order_P]
 
 
-def _merge(counts: Counts, mixture: Mixture, one: int, other: int) -> tuple[Counts, np.ndarray]:
-    """Counts and covered cells with the second need counted to the first. Hours start anew from the events."""
+def _without(counts: Counts, mixture: Mixture, gone: int, into: int | None) -> tuple[Counts, np.ndarray]:
+    """Counts and covered cells without a need, which is counted to another, or to the accidents where `into` is None.
+
+    Hours start anew from the events.
+    """
     covers_NC = mixture.category_NC > 0
-    covers_NC[one] |= covers_NC[other]
-    need_EN, day_DKN = counts.need_EN.copy(), counts.day_DKN.copy()
-    need_EN[:, one] += need_EN[:, other]
-    day_DKN[..., one] += day_DKN[..., other]
-    merged = replace(counts, need_EN=np.delete(need_EN, other, 1), day_DKN=np.delete(day_DKN, other, 2))
-    return merged, np.delete(covers_NC, other, 0)
+    need_EN, day_DKN, accident_E = counts.need_EN.copy(), counts.day_DKN.copy(), counts.accident_E
+    if into is None:
+        accident_E = accident_E + need_EN[:, gone]
+    else:
+        covers_NC[into] |= covers_NC[gone]
+        need_EN[:, into] += need_EN[:, gone]
+        day_DKN[..., into] += day_DKN[..., gone]
+    need_EN, day_DKN = np.delete(need_EN, gone, 1), np.delete(day_DKN, gone, 2)
+    again_E = np.minimum(counts.again_E, need_EN.sum(1))
+    left = replace(counts, need_EN=need_EN, day_DKN=day_DKN, accident_E=accident_E, again_E=again_E)
+    return left, np.delete(covers_NC, gone, 0)
 
 
 def _with_classes(log: Log, done: Fit, classes: int, steps: int, seed: int) -> Fit:

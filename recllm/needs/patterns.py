@@ -38,9 +38,9 @@ PATTERN_SCHEMA = {
     "confidence": pl.Float32,
     "lift": pl.Float32,
 }
-# One row a visit. `pattern_id` is that of the likeliest need and the category, also where the visit is dropped; -1, with
-# need and type "", where there is no such pattern, and for visits that may not be asked for: these are never kept, and
-# their typicality is NaN.
+# One row a visit. `pattern_id` is that of the likeliest need and the category, also where the visit is dropped; -1,
+# with need and type "", where there is no such pattern. Visits that may not be asked for have none, are never kept, and
+# have the typicality NaN.
 EVENT_SCHEMA = {
     "pattern_id": pl.Int32,
     "need": pl.String,

@@ -166,9 +166,11 @@ def phrases(
     core, level, sub = needed(doing[0][0], parts[0], day == "weekend")
     second = [name for name, share in doing[1:] if share >= _SECOND or more][: 2 if more else 1]
     also = "".join(f" or {_BRIEFLY[name]}" for name in second)
-    when = WHEN[parts[0]]
-    if len(parts) > 1:
-        when += f" or {WHEN[parts[1]].removeprefix('in the ').removeprefix('around ')}"
+    # As the day goes.
+    told = sorted(parts, key=list(WHEN).index)
+    when = WHEN[told[0]]
+    if len(told) > 1:
+        when += f" or {WHEN[told[1]].removeprefix('in the ').removeprefix('around ')}"
     when += {"weekend": " of a free day", "working day": " of a working day"}.get(day, "")
     where = f" around the {scene.lower()}" if scene and not _SCENE_WORD.match(scene) else ""
     sky = f", {weather.lower()} weather" if weather and more else ""
