@@ -83,6 +83,15 @@ def test_a_fixed_share_of_the_prompts_repeats_what_earlier_stages_asked(replay):
         assert abs(late["need"] - late["category"]) < 4 * np.sqrt(late["need"] + late["category"])
 
 
+def test_what_a_stage_left_unasked_when_it_was_over_is_not_repeated():
+    curriculum = Curriculum(plan(rounds=100, replay=0.5), TYPICALITY)
+    seen = play(curriculum, 100, lambda at, stage: 1.0 if stage == "need" else 0.0)
+    assert curriculum.promotions[0][:3] == ("category", 3, True)
+    asked = {pick.event for picks in seen[:3] for pick in picks}
+    repeats = {pick.event for picks in seen[3:] for pick in picks if pick.stage == "need"}
+    assert len(asked) == 24 and repeats == asked
+
+
 def test_events_of_a_stage_come_from_head_to_tail_and_once():
     seen = play(Curriculum(plan(), TYPICALITY), 60)
     for stage, first, last in (("need", 0, 10), ("category", 10, 20), ("service", 20, 60)):

@@ -166,13 +166,14 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
-# The second: one draw serves two steps, and the kill falls between them. The third: promotion by reward alone.
+# The second: one draw serves two steps, and the kill falls between them. The third: the rewards that the checkpoint
+# was written behind promote by themselves.
 @pytest.mark.parametrize(
     ("changes", "plan"),
     [
         ({}, {"cap": 2, "window": 2}),
         ({"steps_per_generation": 2}, {"cap": 1}),
-        ({}, {"cap": 3, "window": 1, "thresholds": {"need": 0.0, "category": 0.0}, "replay": 0.5}),
+        ({}, {"cap": 3, "window": 3, "thresholds": {"need": 0.0, "category": 0.0}, "replay": 0.5}),
     ],
     ids=["cap", "one draw for two steps", "threshold"],
 )
