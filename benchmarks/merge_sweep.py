@@ -12,7 +12,7 @@ which other work on the machine disturbs less. Then every point of both grids is
 tensor, on a model of two layers (`max_abs_difference` over the linear points, `max_ulp` over all). Peak memory is the
 largest resident set: of this process, whose parents are mapped file pages, and of mergekit's, which begins as a fork
 of this one and so is never told as smaller.
-Measured: not run at this size yet (the machine was shared by ten processes when this was written).
+Measured: not run at this size yet.
 """
 
 import json
