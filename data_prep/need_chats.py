@@ -4,7 +4,7 @@ Method: methods 3.3, SFT on triples that patterns give. A visit of the fitting f
     about; the answer is the pattern's derived need, the visit's category, and ten services: the one visited, the user's
     own earlier ones of the category, popular ones of it near the user, popular ones of any. An answer of the stage
     `need` or `category` is the beginning of one of the stage `service`.
-Run: python data_prep/need_chats.py --dataset outputs/needs/matdata --patterns outputs/needs/patterns
+Run: python data_prep/need_chats.py --dataset outputs/needs/matdata --patterns outputs/needs/matdata_patterns
     --sid_table outputs/needs/sid_table --output_dir outputs/needs/chats
     `--stages need`, and `--stages category service`, make those of the two-model pipeline, whose second model is told
     the need that the first one says. `--all_events true` leaves nothing out (the ablation without clustering).

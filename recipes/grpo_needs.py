@@ -7,7 +7,7 @@ Method: methods 3.3 (after HiAgentRec, arXiv 2604.14051): GRPO (arXiv 2402.03300
     repeat earlier stages; visits come from the typical to the rare. Answers are drawn under the stage's grammar, and
     tokens that it forced teach nothing. `--joint true` (no curriculum) and `--semantic false` are ablations.
 Run: accelerate launch recipes/grpo_needs.py --config recipes/configs/grpo_needs/quickstart.yaml
-    --model_name_or_path outputs/needs/sft --dataset outputs/needs/matdata --patterns outputs/needs/patterns
+    --model_name_or_path outputs/needs/sft --dataset outputs/needs/matdata --patterns outputs/needs/matdata_patterns
     --output_dir outputs/needs/grpo_needs
 Quick: --config recipes/configs/grpo_needs/smoke.yaml takes seconds.
 Makes: merged weights, tokenizer, sid_table/, needs.json, card, curves.png (rewards by stage, a line at every
