@@ -177,7 +177,7 @@ class WithPriors(torch.nn.Module):
 
 def pairs(fold: Sequences, items: int, window: int) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Counts of ordered pairs, weighted 1 / distance, and of pairs in both directions; no item pairs with itself."""
-    user_M = np.repeat(np.arange(len(fold)), fold.lengths_U)
+    user_M = fold.user_M
     directed_NN = sp.csr_matrix((items, items), dtype=np.float32)
     together_NN = sp.csr_matrix((items, items), dtype=np.float32)
     for distance in range(1, min(window, int(fold.lengths_U.max(initial=1)) - 1) + 1):

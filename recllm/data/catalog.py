@@ -54,6 +54,11 @@ class Catalog:
         """Categories of every item, [] where unknown."""
         return self.frame["categories"].fill_null([]).to_list()
 
+    @cached_property
+    def kinds(self) -> list[tuple[str, str]]:
+        """Parent and category of every item, where categories go from root to leaf: its last two names, "" for none."""
+        return [tuple(["", "", *names][-2:]) for names in self.categories]
+
 
 def top_categories(rows: Sequence[Sequence[str]], named: int = 3) -> list[str]:
     """The most frequent categories of some items, ties in alphabetical order."""

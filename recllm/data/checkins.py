@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,8 @@ from recllm.data.text import neutralise
 
 FILE = "visits.parquet"
 FOLDS = ("fit", "validation", "test")
+# The first day of the weekend, Monday being 0.
+WEEKEND = 5
 # `hour` 0 to 24 and `weekday` 0 (Monday) to 6 are local, null where unknown; weather and scene are "" where unknown.
 # `target`: may be asked for (a home or an office may not). `need` is "" where the source states none, and `accidental`
 # null but in made-up worlds. Timestamps are seconds of the local clock, read as if it were UTC.
@@ -85,8 +88,16 @@ class Visits:
 
     def history(self, row: int) -> np.ndarray:
         """Rows of the same user before `row`, oldest first, int64."""
-        user = int(np.searchsorted(self.sequences.offsets_U1, row, side="right")) - 1
-        return np.arange(self.sequences.offsets_U1[user], row)
+        return np.arange(self.sequences.offsets_U1[self.sequences.user_M[row]], row)
+
+    def fitted_counts(self, items: int) -> np.ndarray:
+        """How often each of so many items is visited in the fold "fit", int64."""
+        return np.bincount(self.frame.filter(pl.col("fold") == "fit")["item_id"].to_numpy(), minlength=items)
+
+    def feed(self, digest: Any) -> None:
+        """Tell a digest of `hashlib` who went where and when."""
+        for array in (self.sequences.offsets_U1, self.sequences.items_M, self.sequences.timestamps_M):
+            digest.update(array.astype("<i8").tobytes())
 
 
 def write_visits(folder: str | Path, frame: pl.DataFrame) -> None:
@@ -176,8 +187,7 @@ def folds_split(visits: Visits) -> FoldsSplit:
     Raises:
         ValueError: a user's folds do not follow each other in time.
     """
-    sequences = visits.sequences
-    user_M = np.repeat(np.arange(len(sequences)), sequences.lengths_U)
+    sequences, user_M = visits.sequences, visits.sequences.user_M
     fold_M = visits.frame["fold"].replace_strict(FOLDS, range(len(FOLDS)), return_dtype=pl.Int64).to_numpy()
     backwards = np.flatnonzero((np.diff(fold_M) < 0) & (np.diff(user_M) == 0))
     if len(backwards):
@@ -196,3 +206,14 @@ def target_counts(visits: Visits) -> dict[str, int]:
     """How many targets each fold has, and how many visits are context only."""
     counts = {f"{fold}_targets": len(visits.rows(fold)) for fold in FOLDS}
     return {**counts, "context_events": len(visits) - sum(counts.values())}
+
+
+def earlier_alike(code_M: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows grouped by code: `order_M` sorts by code and then row, `start_M` is where in it a row's group begins, and
+    `count_M` how many earlier rows have the same code."""
+    order_M = np.argsort(code_M, kind="stable")
+    ordered_M = code_M[order_M]
+    start_M = np.searchsorted(ordered_M, code_M)
+    count_M = np.empty_like(start_M)
+    count_M[order_M] = np.arange(len(code_M)) - np.searchsorted(ordered_M, ordered_M)
+    return order_M, start_M, count_M

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,11 @@ class Sequences:
     def lengths_U(self) -> np.ndarray:
         """Number of events of every user, int64."""
         return np.diff(self.offsets_U1)
+
+    @cached_property
+    def user_M(self) -> np.ndarray:
+        """Row of the user of every event, int64."""
+        return np.repeat(np.arange(len(self)), self.lengths_U)
 
     def items(self, u: int) -> np.ndarray:
         """Items of row `u` in time order, an int32 view."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from recllm.evaluation.aims import best_fixed
 from recllm.evaluation.latency import latency_table
-from recllm.evaluation.report import blank_figure, interval_text, save_figure
+from recllm.evaluation.report import blank_figure, interval_text, markdown_table, save_figure, short_interval
 from recllm.evaluation.routing import FIXED, QUALITIES, SIGNALS
 from recllm.evaluation.routing_groups import group_table
 from recllm.planner.texts import TOOLS
@@ -57,7 +57,7 @@ def _row(metrics: Mapping[str, Any], name: str) -> list[str]:
     title = f"planner, weight {metrics['cost_weight']:g} (chosen)" if name == "planner" else name
     return [
         title.replace("@", ", weight "),
-        *(_short(metrics, f"{name}/{quality}") for quality in QUALITIES),
+        *(short_interval(metrics, f"{name}/{quality}") for quality in QUALITIES),
         f"{metrics[f'{name}/cost'] / _MEGA:,.1f}",
         f"{total / _MEGA:,.1f}",
         f"{total / metrics['always_reason/cost']:.0%}",
@@ -65,10 +65,6 @@ def _row(metrics: Mapping[str, Any], name: str) -> list[str]:
         f"{metrics[f'{name}/oracle_agreement']:.1%}",
         "-" if decisive is None else f"{decisive:.1%}",
     ]
-
-
-def _short(metrics: Mapping[str, Any], name: str) -> str:
-    return interval_text(metrics, name).replace("0.", ".")
 
 
 def aim_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -109,9 +105,9 @@ def markdown(metrics: Mapping[str, Any], title: str) -> str:
         f"{_choice(metrics)} Best fixed tool: {best_fixed(metrics)}. Headroom of the oracle over it: "
         f"{interval_text(metrics, 'headroom')}; {metrics['limit/decisive_share']:.1%} of the users are decisive."
     )
-    parts = [f"# {title}", said, _table(frontier_rows(metrics)), "## Aims", _table(aim_rows(metrics))]
+    parts = [f"# {title}", said, markdown_table(frontier_rows(metrics)), "## Aims", markdown_table(aim_rows(metrics))]
     if metrics["limit/decisive_n"]:
-        parts += ["## What limits the planner", _limits_text(metrics), _table(limit_rows(metrics))]
+        parts += ["## What limits the planner", _limits_text(metrics), markdown_table(limit_rows(metrics))]
     return "\n\n".join([*parts, *_console_parts(metrics)]) + "\n"
 
 
@@ -146,11 +142,6 @@ def _console_parts(metrics: Mapping[str, Any]) -> Iterable[str]:
         console = Console(width=170, record=True, file=io.StringIO())
         console.print(table)
         yield f"```\n{console.export_text().rstrip()}\n```"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def plot_planners(metrics: Mapping[str, Any], folder: Path) -> None:

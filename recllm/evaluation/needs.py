@@ -18,7 +18,7 @@ from recllm.metrics.bootstrap import Clusters, flat
 from recllm.needs.answers import NeedsAnswers
 from recllm.needs.asking import Asking
 from recllm.needs.baselines import Baselines, Chosen
-from recllm.needs.encoders import CachedEncoder, Encoder, minilm_encoder, tfidf_encoder
+from recllm.needs.encoders import named_encoder
 from recllm.needs.model import NeedsModel
 from recllm.needs.patterns import Patterns
 from recllm.needs.schema import ServiceNames
@@ -39,21 +39,8 @@ def load_bench(dataset: str | Path, patterns: str | Path, encoder: str) -> Needs
     """A data set with its patterns and the named encoder, minilm or tfidf."""
     visits, catalog = Visits.load(dataset), Catalog.load(dataset)
     known = Patterns.load(patterns, visits)
-    return NeedsBench(visits, catalog, known, make_encoder(encoder, known, catalog))
-
-
-def make_encoder(name: str, patterns: Patterns, catalog: Catalog) -> Encoder:
-    """The named encoder; tfidf is fitted on the derived needs and the names of the categories.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in ("minilm", "tfidf"):
-        raise ValueError(f"encoder {name!r} is unknown; the encoders are minilm and tfidf")
-    if name == "minilm":
-        return CachedEncoder(minilm_encoder())
-    corpus = {*patterns.frame["need"], *(name for names in catalog.categories for name in names)}
-    return CachedEncoder(tfidf_encoder(sorted(corpus)))
+    corpus = {*known.frame["need"], *(name for names in catalog.categories for name in names)}
+    return NeedsBench(visits, catalog, known, named_encoder(encoder, sorted(corpus)))
 
 
 def baselines_of(bench: NeedsBench, backbones: Mapping[str, str | None], graph: Mapping[str, Any]) -> dict[str, Chosen]:
@@ -105,6 +92,7 @@ def evaluate_needs(
     NAME, `gain/NAME/METRIC` the relative one.
     """
     rows, choice = bench.rows("test", most), bench.rows("validation", most)
+    groups, choice_groups = bench.groups(rows), bench.groups(choice)
     baselines = baselines_of(bench, backbones, graph or {})
     on_choice = {name: values(bench, choice, chosen.answer(choice)) for name, chosen in baselines.items()}
     on_test = {name: values(bench, rows, chosen.answer(rows)) for name, chosen in baselines.items()}
@@ -113,13 +101,13 @@ def evaluate_needs(
         for name, folders in models.items()
         if folders
     }
-    best = {name: best_at(name, on_choice, bench.groups(choice)) for name in HEADLINES}
-    groups, clusters = bench.groups(rows), Clusters(bench.user_of(rows))
+    best = {name: best_at(name, on_choice, choice_groups) for name in HEADLINES}
+    clusters = Clusters(bench.user_of(rows))
     metrics: dict[str, Any] = {"n": len(rows), "clusters": len(np.unique(clusters.cluster_E))}
     metrics |= {f"n_{name}": int(in_E.sum()) for name, in_E in groups.items()}
     for name, chosen in baselines.items():
         metrics |= {f"{name}/chosen_{key}": value for key, value in chosen.settings.items()}
-        metrics |= {f"validation/{name}/{key}": mean(on_choice[name], key, bench.groups(choice)) for key in HEADLINES}
+        metrics |= {f"validation/{name}/{key}": mean(on_choice[name], key, choice_groups) for key in HEADLINES}
     on_test[BEST] = {**on_test[best[_CHOICE]]}
     if stating := best["need_similarity"]:
         on_test[BEST] |= {key: on_test[stating][key] for key in OF_NEED if key in on_test[stating]}

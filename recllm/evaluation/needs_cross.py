@@ -45,16 +45,14 @@ def abroad(home: NeedsBench, dataset: str | Path, patterns: str | Path | None) -
     """
     visits, catalog = Visits.load(dataset), Catalog.load(dataset)
     if patterns is None:
-        nothing = {"pattern_id": pl.Int32, "need": pl.String, "need_type": pl.String}
-        events = pl.DataFrame({"pattern_id": [-1], "need": [""], "need_type": [""]}, schema=nothing)
-        known = replace(home.patterns, events=pl.concat([events] * len(visits)))
+        nothing = {"pattern_id": pl.lit(-1, pl.Int32), "need": pl.lit(""), "need_type": pl.lit("")}
+        known = replace(home.patterns, events=visits.frame.with_columns(**nothing).select(*nothing))
     else:
         known = Patterns.load(patterns, visits)
-    bench = NeedsBench(visits, catalog, known, home.encoder)
+    # What a need stands for was learnt at home.
+    bench = NeedsBench(visits, catalog, known, home.encoder, home.planted_of)
     if not set(bench.places.categories) & set(home.places.categories):
         raise ValueError(f"{dataset} has no category that the model's own city has: nothing carries over")
-    # What a need stands for was learnt at home.
-    bench.__dict__["planted_of"] = home.planted_of
     return bench
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from recllm.evaluation.needs import BASELINES, BEST, HEADLINES, MODELS
 from recllm.evaluation.needs_values import PARTS
-from recllm.evaluation.report import blank_figure, interval_text, save_figure
+from recllm.evaluation.report import blank_figure, markdown_table, save_figure, short_interval
 
 AIM = 0.25
 _BARS = ("hr@5", "hr@5_new", "category_hr@5", "category_hr@5_new")
@@ -36,7 +36,8 @@ def needs_table(metrics: Mapping[str, Any], keys: tuple[str, ...], prefix: str =
     names = [name for name in (*MODELS, *BASELINES) if any(f"{prefix}{name}/{key}" in metrics for key in keys)]
     keys = tuple(key for key in keys if any(f"{prefix}{name}/{key}" in metrics for name in names))
     rows = [[name, *(_cell(metrics, f"{prefix}{name}/{key}") for key in keys)] for name in names]
-    return _markdown_table(["", *(key.replace("_", " ") for key in keys)], rows) if rows else ""
+    head = ["", *(key.replace("_", " ") for key in keys)]
+    return markdown_table([head, *rows], right=True) if rows else ""
 
 
 def over_table(metrics: Mapping[str, Any]) -> str:
@@ -51,7 +52,7 @@ def over_table(metrics: Mapping[str, Any]) -> str:
             gain = _gain(metrics, f"gain/{name}/{key}")
             title = f"{name} ({called})" if called else name
             rows.append([title, key.replace("_", " "), _cell(metrics, f"over/{name}/{key}"), gain])
-    return _markdown_table(["joint over", "metric", "difference", "relative"], rows) if rows else ""
+    return markdown_table([["joint over", "metric", "difference", "relative"], *rows], right=True) if rows else ""
 
 
 def aim_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -131,15 +132,10 @@ def print_needs(metrics: Mapping[str, Any]) -> None:
 
 
 def _cell(metrics: Mapping[str, Any], key: str) -> str:
-    return interval_text(metrics, key).replace("0.", ".") if key in metrics else "-"
+    return short_interval(metrics, key) if key in metrics else "-"
 
 
 def _gain(metrics: Mapping[str, Any], key: str) -> str:
     if key not in metrics:
         return "-"
     return f"{metrics[key]:+.0%} [{metrics[key + '_lo']:+.0%}, {metrics[key + '_hi']:+.0%}]"
-
-
-def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,12 +28,16 @@ PARTS = ("head", "torso", "tail")
 
 @dataclass(frozen=True, eq=False)
 class NeedsBench:
-    """A data set, its patterns and the encoder that needs are compared with."""
+    """A data set, its patterns and the encoder that needs are compared with.
+
+    meanings: derived need -> planted one, where that was learnt on another data set (`planted_of`).
+    """
 
     visits: Visits
     catalog: Catalog
     patterns: Patterns
     encoder: Encoder
+    meanings: Mapping[str, str] | None = None
 
     @cached_property
     def places(self) -> Places:
@@ -52,8 +56,7 @@ class NeedsBench:
         Raises:
             ValueError: the fold has none.
         """
-        rows = self.visits.rows(fold)
-        rows = rows[np.isin(self.visits.sequences.items_M[rows], self.askable.items_C)]
+        rows = self.places.answerable(self.visits, fold)
         if most is not None and len(rows) > most:
             users, place_E, count_U = np.unique(self.user_of(rows), return_inverse=True, return_counts=True)
             order = np.random.default_rng(seed).permutation(len(users))
@@ -65,7 +68,7 @@ class NeedsBench:
 
     def user_of(self, rows: np.ndarray) -> np.ndarray:
         """Users (or sessions) of some visits, as places among all."""
-        return np.searchsorted(self.visits.sequences.offsets_U1, rows, side="right") - 1
+        return self.visits.sequences.user_M[rows]
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """Items of some visits, int64."""
@@ -80,8 +83,10 @@ class NeedsBench:
         return self.patterns.events[rows].select("need", "need_type").rows()
 
     @cached_property
-    def planted_of(self) -> dict[str, str]:
+    def planted_of(self) -> Mapping[str, str]:
         """Derived need -> the planted one that it shares most fitted visits with; empty where none is planted."""
+        if self.meanings is not None:
+            return self.meanings
         pairs = pl.DataFrame(
             {name: frame["need"] for name, frame in (("derived", self.patterns.events), ("true", self.visits.frame))}
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,17 @@ def plot_frontier(metrics: Mapping[str, Any], path: Path) -> None:
 def interval_text(metrics: Mapping[str, Any], name: str) -> str:
     """A metric with the ends of its interval, four digits."""
     return f"{metrics[name]:.4f} [{metrics[name + '_lo']:.4f}, {metrics[name + '_hi']:.4f}]"
+
+
+def short_interval(metrics: Mapping[str, Any], name: str) -> str:
+    """The same for figures below 1, without their leading zeros."""
+    return interval_text(metrics, name).replace("0.", ".")
+
+
+def markdown_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
+    """A Markdown table with the first row as its head; with `right` all columns but the first are set right."""
+    rule = ["---", *["---:" if right else "---"] * (len(rows[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def blank_figure(xlabel: str, ylabel: str):

@@ -115,8 +115,7 @@ def _known(
         return visits.sequences.items_M[visits.history(row)], context, []
     if history is None:
         return np.zeros(0, dtype=np.int64), {}, []
-    fitted = visits.frame.filter(visits.frame["fold"] == "fit")["item_id"].to_numpy()
-    items, notes = find_items(history, catalog, np.bincount(fitted, minlength=len(catalog)))
+    items, notes = find_items(history, catalog, visits.fitted_counts(len(catalog)))
     return np.array(items), {}, notes
 
 

@@ -15,6 +15,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
-_TORCH |= {"I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+TORCH_DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 _LARGEST_HEADER = 100 << 20  # the format's own limit
 
 
@@ -150,7 +151,7 @@ class Weights:
         import torch
 
         info = self.infos[name]
-        dtype = getattr(torch, _TORCH[info.dtype])
+        dtype = getattr(torch, TORCH_DTYPES[info.dtype])
         raw = self._map(info.file)[info.offset : info.offset + info.bytes]
         if info.offset % BYTES[info.dtype]:  # foreign writers need not align; a copy does
             raw = raw.clone()
@@ -172,11 +173,8 @@ def stored_dtype(parents: Iterable[Weights]) -> str:
     import torch
 
     stored = {info.dtype for weights in parents for info in weights.infos.values() if info.dtype[0] in "FB"}
-    dtypes = [getattr(torch, _TORCH[name]) for name in sorted(stored - {"BOOL"})]
-    dtype = dtypes[0] if dtypes else torch.float32
-    for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return str(dtype).removeprefix("torch.")
+    dtypes = [getattr(torch, TORCH_DTYPES[name]) for name in sorted(stored - {"BOOL"})]
+    return str(reduce(torch.promote_types, dtypes or [torch.float32])).removeprefix("torch.")
 
 
 def write_header(infos: Mapping[str, TensorInfo]) -> bytes:

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recllm.disk import sync
-from recllm.merging.checkpoint import INDEX, SINGLE, TensorInfo, Weights, read_headers, stored_dtype, write_header
+from recllm.merging.checkpoint import (
+    INDEX,
+    SINGLE,
+    TORCH_DTYPES,
+    TensorInfo,
+    Weights,
+    read_headers,
+    stored_dtype,
+    write_header,
+)
 from recllm.merging.layout import Layout
 from recllm.merging.mergekit_yaml import to_mergekit
 from recllm.merging.methods import DIRECT
@@ -137,11 +146,11 @@ def _raw(tensor: Any) -> memoryview:
 
 
 def _written_infos(engine: MergeEngine, point: Point) -> dict[str, TensorInfo]:
-    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     infos = {}
     for name, dtype in engine.out_dtypes(point).items():
         info = engine.parents[DIRECT].infos[name]
-        infos[name] = replace(info, dtype=names.get(str(dtype).removeprefix("torch."), info.dtype))
+        infos[name] = replace(info, dtype=names[str(dtype).removeprefix("torch.")])
     return infos
 
 

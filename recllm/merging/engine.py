@@ -12,6 +12,7 @@ the selections (bytes), and a cache of masks and low-rank differences of at most
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 
 import torch
 from mergekit.merge_methods.api import merge_tensors
@@ -118,11 +119,7 @@ class MergeEngine:
     def _dtype(found: MergePlan, sources: Mapping[str, torch.Tensor]) -> torch.dtype:
         if found.dtype:
             return getattr(torch, found.dtype)
-        dtypes = [source.dtype for source in sources.values()]
-        dtype = dtypes[0]
-        for other in dtypes[1:]:
-            dtype = torch.promote_types(dtype, other)
-        return dtype
+        return reduce(torch.promote_types, (source.dtype for source in sources.values()))
 
     def _out_dtype(self, found: MergePlan, sources: Mapping[str, torch.Tensor]) -> torch.dtype:
         first = next(iter(sources.values())).dtype

@@ -14,7 +14,7 @@ import yaml
 
 from recllm.merging.axes import unknown_name
 from recllm.merging.layout import Layout
-from recllm.merging.methods import BASE, DIRECT, METHODS, NO_BASE, THINKING
+from recllm.merging.methods import BASE, DEFAULTS, DIRECT, METHODS, NO_BASE, THINKING
 from recllm.merging.space import Point
 
 _KEYS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
@@ -165,7 +165,7 @@ def _axes(config: Mapping[str, Any]) -> dict[str, Any]:
 def _normal(config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of each model as mergekit resolves them: the shared ones below the model's own; defaults dropped."""
     shared = dict(config.get("parameters", {}))
-    defaults = {"gamma": 0.01, "epsilon": 0.15, "lambda": 1.0, "penalty": 0.1}
+    defaults = {"lambda" if name == "scale" else name: value for name, value in DEFAULTS.items() if name != "seed"}
     resolved = {}
     for model in config["models"]:
         merged = {**shared, **model.get("parameters", {})}

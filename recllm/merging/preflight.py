@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +210,4 @@ def _gib(count: int) -> str:
 
 def report(found: Preflight) -> dict[str, Any]:
     """The findings as plain values, for a record."""
-    return {
-        "model_bytes": found.model_bytes,
-        "disk_bytes": found.disk_bytes,
-        "memory_bytes": found.memory_bytes,
-        "workers": found.workers,
-        "streams": found.streams,
-        "warnings": list(found.warnings),
-    }
+    return {**asdict(found), "warnings": list(found.warnings)}

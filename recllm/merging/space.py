@@ -37,7 +37,7 @@ import yaml
 
 from recllm.merging.axes import check_axis, unknown_name
 from recllm.merging.layout import Layout
-from recllm.merging.methods import COMMON, DEFAULTS, DIRECT, METHODS, NO_BASE, SELECTIVE_STRENGTH, Method, recipe
+from recllm.merging.methods import COMMON, DEFAULTS, METHODS, NO_BASE, SELECTIVE_STRENGTH, Method, recipe
 
 _MOST_POINTS = 100_000
 # Methods that at density 1 run another one's code: nothing is dropped, nothing rescaled.
@@ -253,6 +253,3 @@ def engine_order(points: Iterable[Point]) -> list[Point]:
         return point.method, json.dumps(axes, sort_keys=True), json.dumps(point.axes.get("density"))
 
     return sorted(points, key=place)
-
-
-__all__ = ["DIRECT", "Point", "Space", "engine_order", "expand"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from recllm.data.checkins import Visits
+from recllm.data.checkins import WEEKEND, Visits
 from recllm.needs.faults import need_fault
 from recllm.needs.prompts import VISITS, Context, needs_prompt
 from recllm.needs.rewards import Places
@@ -56,7 +56,7 @@ def references(visits: Visits, patterns: Patterns, places: Places, fold: str, al
     all_events: also events that the patterns drop (an ablation); one without a derived need gets that of the nearest
     pattern: of its category if there is one, then by hour and weekend.
     """
-    rows = visits.rows(fold)
+    rows = places.answerable(visits, fold)
     items = visits.sequences.items_M[rows]
     events = patterns.events.select("need", "need_type", "typicality", "kept")
     found = events[rows].with_columns(
@@ -64,7 +64,6 @@ def references(visits: Visits, patterns: Patterns, places: Places, fold: str, al
         target=pl.Series(items),
         category=pl.Series([places.category_N[item] for item in items.tolist()], dtype=pl.String),
     )
-    found = found.filter(pl.col("target").is_in(list(places.candidates)))
     if all_events:
         found = _with_nearest(found, visits.frame, patterns.frame)
     else:
@@ -92,7 +91,7 @@ def _with_nearest(found: pl.DataFrame, visits: pl.DataFrame, patterns: pl.DataFr
     for i in bare.tolist():
         hour, weekday = hour_M[rows[i]], weekday_M[rows[i]]
         apart_P = np.abs(hour_P - (hour if hour is not None else hour_P)) % 24
-        weekend = float(weekday >= 5) if weekday is not None else weekend_P
+        weekend = float(weekday >= WEEKEND) if weekday is not None else weekend_P
         # A pattern without a known hour is neither near nor far.
         clock_P = np.nan_to_num(np.minimum(apart_P, 24 - apart_P) / 12, nan=0.5)
         far_P = clock_P + np.abs(weekend_P - weekend)
@@ -147,8 +146,7 @@ class Others:
 
     @cached_property
     def _visits_N(self) -> np.ndarray:
-        fitted = self.visits.frame.filter(pl.col("fold") == "fit")["item_id"].to_numpy()
-        return np.bincount(fitted, minlength=len(self.position_N2))
+        return self.visits.fitted_counts(len(self.position_N2))
 
     @cached_property
     def _sorted(self) -> np.ndarray:

@@ -135,10 +135,9 @@ def backbone_scorer(model: Backbone, visits: Visits, askable: Askable) -> Scorer
     from recllm.backbones.fit import score_batches
 
     sequences = visits.sequences
-    user_M = np.repeat(np.arange(len(sequences)), sequences.lengths_U)
 
     def score(rows: np.ndarray) -> np.ndarray:
-        users = user_M[rows]
+        users = sequences.user_M[rows]
         examples = Examples(users, rows - sequences.offsets_U1[users], sequences)
         scores_BC = np.zeros((len(rows), len(askable)), dtype=np.float32)
         for places, scores_BN in score_batches(model, examples):

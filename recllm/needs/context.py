@@ -12,9 +12,8 @@ import numpy as np
 import polars as pl
 
 from recllm.data.catalog import Catalog
-from recllm.data.checkins import Visits
+from recllm.data.checkins import WEEKEND, Visits, earlier_alike
 
-WEEKEND = 5
 _EARTH_KM = 6371.0
 _DAY = 86_400
 # How far apart two visits are at most by each feature, next to 2 for opposite hours. Hour, day and scene lead; what
@@ -76,10 +75,9 @@ def contexts_of(visits: Visits, catalog: Catalog) -> Contexts:
     frame, items_M = visits.frame, visits.sequences.items_M.astype(np.int64)
     if len(items_M) and items_M.max() >= len(catalog):
         raise ValueError(f"visits: item {items_M.max()} is not in the catalogue of {len(catalog)}; run data_prep again")
-    pairs = [["", "", *names][-2:] for names in catalog.categories]
-    categories, category_V = np.unique([leaf for _, leaf in pairs], return_inverse=True)
-    root_of = {leaf: root for root, leaf in reversed(pairs)}
-    user_M = np.repeat(np.arange(len(visits.sequences)), visits.sequences.lengths_U)
+    categories, category_V = np.unique([leaf for _, leaf in catalog.kinds], return_inverse=True)
+    root_of = {leaf: root for root, leaf in reversed(catalog.kinds)}
+    user_M = visits.sequences.user_M
     weekday_M = frame["weekday"].cast(pl.Int64).fill_null(-1).to_numpy()
     weathers, weather_M = _codes(frame["weather"])
     scenes, scene_M = _codes(frame["scene"])
@@ -93,8 +91,8 @@ def contexts_of(visits: Visits, catalog: Catalog) -> Contexts:
         category_M=category_M,
         item_M=items_M,
         user_M=user_M,
-        alike_M=_earlier(user_M * len(categories) + category_M),
-        same_M=_earlier(user_M * len(catalog) + items_M),
+        alike_M=earlier_alike(user_M * len(categories) + category_M)[2],
+        same_M=earlier_alike(user_M * len(catalog) + items_M)[2],
         distance_M=distance_M,
         recency_M=recency_M,
         price_M=_column(catalog.frame, "price")[items_M],
@@ -109,15 +107,6 @@ def contexts_of(visits: Visits, catalog: Catalog) -> Contexts:
 def _codes(texts_M: pl.Series) -> tuple[tuple[str, ...], np.ndarray]:
     names, code_M = np.unique(texts_M.to_numpy().astype(str), return_inverse=True)
     return tuple(names.tolist()), code_M.astype(np.int64)
-
-
-def _earlier(code_M: np.ndarray) -> np.ndarray:
-    """How many earlier rows have a row's code."""
-    order_M = np.argsort(code_M, kind="stable")
-    ordered_M = code_M[order_M]
-    count_M = np.empty(len(code_M), dtype=np.int64)
-    count_M[order_M] = np.arange(len(code_M)) - np.searchsorted(ordered_M, ordered_M)
-    return count_M
 
 
 def _column(frame: pl.DataFrame, name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from recllm.data.checkins import Visits
+from recllm.data.checkins import WEEKEND, Visits
 
 # Hours of a bin; an unknown hour has a bin of its own.
 _HOURS = 3
@@ -31,7 +31,7 @@ class Cells:
     def of(cls, frame: pl.DataFrame) -> Cells:
         """The cells of all rows of a frame of visits."""
         hour = (pl.col("hour") % 24 // _HOURS).fill_null(_BINS - 1).cast(pl.Int64)
-        weekend = pl.when(pl.col("weekday").is_null()).then(2).otherwise(pl.col("weekday") >= 5).cast(pl.Int64)
+        weekend = pl.when(pl.col("weekday").is_null()).then(2).otherwise(pl.col("weekday") >= WEEKEND).cast(pl.Int64)
         place = pl.concat_str("scene", "weather", separator="|").rank("dense") - 1
         parts = frame.select(hour.alias("hour"), weekend.alias("weekend"), place.cast(pl.Int64).alias("place"))
         codes = [np.zeros(frame.height, dtype=np.int64)]
@@ -95,7 +95,7 @@ class OwnHistory:
     @cached_property
     def _clock(self) -> tuple[np.ndarray, np.ndarray]:
         frame = self.visits.frame
-        return frame["hour"].to_numpy(), (frame["weekday"].fill_null(0) >= 5).to_numpy()
+        return frame["hour"].to_numpy(), (frame["weekday"].fill_null(0) >= WEEKEND).to_numpy()
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Shares `BC` for some rows."""

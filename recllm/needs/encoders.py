@@ -12,6 +12,7 @@ from recllm.sid.embeddings import MINILM
 
 # Texts -> their vectors float32 (texts, width), of unit length or zero; the same text always has the same vector.
 Encoder = Callable[[Sequence[str]], np.ndarray]
+ENCODERS = ("minilm", "tfidf")
 
 
 def minilm_encoder(device: str | None = None) -> Encoder:
@@ -69,3 +70,15 @@ class CachedEncoder:
         for text in list(self._kept)[: max(0, len(self._kept) - self.size)]:
             del self._kept[text]
         return vectors_BD
+
+
+def named_encoder(name: str, corpus: Sequence[str]) -> CachedEncoder:
+    """The frozen encoder that a run names, one of `ENCODERS`; tfidf is fitted on `corpus`.
+
+    Raises:
+        ValueError: an unknown name.
+        AssetError: MiniLM is out of reach.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder {name!r} is unknown; the encoders are {', '.join(ENCODERS)}")
+    return CachedEncoder(minilm_encoder() if name == "minilm" else tfidf_encoder(corpus))

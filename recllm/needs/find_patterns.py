@@ -147,10 +147,11 @@ def _kept(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Pattern of every row (-1: none), typicality (NaN: not asked for), and the cut."""
     # First the patterns that the mixture's own verdict supports: typicality counts their users.
-    pattern_M = _supported(contexts, read.cell_M, fitted_M & (read.accident_M < 0.5), options)[0]
+    likely_M = fitted_M & (read.accident_M < 0.5)
+    pattern_M = _supported(contexts, read.cell_M, likely_M, options)[0]
     asked_M = read.cell_M >= 0
-    users_M = _users(contexts, pattern_M, fitted_M & (read.accident_M < 0.5))
-    likeness_M = likenesses(feature_MF, pattern_M, fitted_M & (read.accident_M < 0.5))
+    users_M = _users(contexts, pattern_M, likely_M)
+    likeness_M = likenesses(feature_MF, pattern_M, likely_M)
     typical_M = np.full(len(pattern_M), np.nan)
     typical_M[asked_M] = typicality(
         *(value_M[asked_M] for value_M in (users_M, read.odds_M, likeness_M, contexts.same_M)), options.weights

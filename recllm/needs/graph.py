@@ -78,11 +78,6 @@ class VenueGraph:
     options: GraphOptions = GraphOptions()
 
     @cached_property
-    def _user_M(self) -> np.ndarray:
-        lengths_U = self.visits.sequences.lengths_U
-        return np.repeat(np.arange(len(lengths_U)), lengths_U)
-
-    @cached_property
     def _column_M(self) -> np.ndarray:
         return self.askable.columns(self.visits.sequences.items_M)
 
@@ -95,7 +90,7 @@ class VenueGraph:
     def _nodes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User, context nodes `B2` and venue of some visits; the venue means nothing where it is not askable."""
         context_B2 = np.stack([self.cells.cells_LM[level][rows] for level in _LEVELS], 1) + self._firsts[1:3]
-        return self._user_M[rows], context_B2, self._column_M[rows] + self._firsts[3]
+        return self.visits.sequences.user_M[rows], context_B2, self._column_M[rows] + self._firsts[3]
 
     @cached_property
     def _fitted(self) -> np.ndarray:
@@ -159,11 +154,10 @@ class GraphScorer:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Scores `BC` for some rows."""
-        node_ND, first = self.layers_LND.mean(0), self.graph._firsts[3]
+        node_ND, first = self._node_ND, self.graph._firsts[3]
         user_B, context_B2, _ = self.graph._nodes(rows)
         user_BD = node_ND[user_B].copy()
-        known_U = np.bincount(self.graph._user_M[self.graph._fitted], minlength=len(self.graph.visits.sequences)) > 0
-        for place in np.flatnonzero(~known_U[user_B]):
+        for place in np.flatnonzero(~self._known_U[user_B]):
             user_BD[place] = self._from_history(int(rows[place]))
         logit_BC = (user_BD + node_ND[context_B2].sum(1)) @ node_ND[first:].T
         share_BC = np.exp(logit_BC - logit_BC.max(1, keepdims=True))
@@ -179,6 +173,15 @@ class GraphScorer:
         scale_X = weight_X / np.sqrt(weight_X.sum() * np.maximum(self._degree_N[venue_X], 1))
         # Layer 0 has nothing of the user, and the last layer's venues lead no further.
         return (scale_X @ self.layers_LND[:-1, venue_X].sum(0)).astype(np.float32) / len(self.layers_LND)
+
+    @cached_property
+    def _node_ND(self) -> np.ndarray:
+        return self.layers_LND.mean(0)
+
+    @cached_property
+    def _known_U(self) -> np.ndarray:
+        sequences = self.graph.visits.sequences
+        return np.bincount(sequences.user_M[self.graph._fitted], minlength=len(sequences)) > 0
 
     @cached_property
     def _degree_N(self) -> np.ndarray:

@@ -107,8 +107,6 @@ class Patterns:
 
 def _digest(visits: Visits) -> str:
     """Of who went where and when."""
-    sequences = visits.sequences
-    found = hashlib.sha256()
-    for array in (sequences.offsets_U1, sequences.items_M, sequences.timestamps_M):
-        found.update(array.astype("<i8").tobytes())
-    return found.hexdigest()
+    digest = hashlib.sha256()
+    visits.feed(digest)
+    return digest.hexdigest()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recllm.data.catalog import Catalog
+from recllm.data.checkins import Visits
 from recllm.metrics.ranking import ndcg_at_k, rank_in_list, rank_of_targets, recall_at_k, reciprocal_rank
 from recllm.needs.encoders import Encoder
 from recllm.needs.faults import Venues, need_fault
@@ -62,10 +63,8 @@ class Places:
 
     @classmethod
     def from_catalog(cls, catalog: Catalog, candidates: Sequence[int]) -> Places:
-        """The places of a catalogue whose categories are [root, leaf]: the last is the category, the one before its
-        parent."""
-        pairs = [["", "", *names][-2:] for names in catalog.categories]
-        parent_N, category_N = zip(*pairs, strict=True)
+        """The places of a catalogue whose categories go from root to leaf (`Catalog.kinds`)."""
+        parent_N, category_N = zip(*catalog.kinds, strict=True)
         return cls(catalog.titles, category_N, parent_N, frozenset(map(int, candidates)))
 
     @cached_property
@@ -85,6 +84,11 @@ class Places:
     def venues(self) -> Venues:
         """The titles, as a need must not hold them."""
         return Venues(self.titles_N)
+
+    def answerable(self, visits: Visits, fold: str) -> np.ndarray:
+        """Rows of a fold's targets that are candidates, int64."""
+        rows = visits.rows(fold)
+        return rows[np.isin(visits.sequences.items_M[rows], list(self.candidates))]
 
     def category_of(self, target: int) -> str:
         """The category of a row's target; ValueError where the target is no candidate or has no category."""

@@ -108,7 +108,7 @@ def candidates(visits: Visits, catalog: Catalog) -> list[int]:
     Where every visit to an item is context it is none, and neither is an unvisited item of a category all of whose
     visits are.
     """
-    category_N = [names[-1] if names else "" for names in catalog.categories]
+    category_N = [category for _, category in catalog.kinds]
     asked = set(visits.frame.filter("target")["item_id"].unique().to_list())
     context = set(visits.frame["item_id"].unique().to_list()) - asked
     context_only = {category_N[item] for item in context} - {category_N[item] for item in asked}
@@ -122,7 +122,5 @@ def candidates(visits: Visits, catalog: Catalog) -> list[int]:
 def dataset_hash(visits: Visits, catalog: Catalog) -> str:
     """sha256 (hex) of a data set's items and events, whatever file they were read from."""
     digest = hashlib.sha256(json.dumps([catalog.titles, catalog.categories]).encode())
-    digest.update(visits.sequences.offsets_U1.astype("<i8").tobytes())
-    digest.update(visits.sequences.items_M.astype("<i8").tobytes())
-    digest.update(visits.sequences.timestamps_M.astype("<i8").tobytes())
+    visits.feed(digest)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from recllm.data.checkins import SCHEMA
+from recllm.data.checkins import SCHEMA, earlier_alike
 from recllm.data.prepare import Raw, prepare, quarantine, write_dataset
 from recllm.needs.worlds_city import CITIES, City, draw, draw_near, make_city
 from recllm.needs.worlds_rules import SCENES, WEATHERS, Rules, make_rules
@@ -156,17 +156,6 @@ def make_world(options: WorldOptions) -> World:
     second_M = (hour_M * 3600).astype(np.int64) % DAY
     need_M = np.where(accidental_M, -1, need_M)
     return World(options, rules, city, user_M, day_M, second_M, scene_M, venue_M, need_M, lifestyle_U)
-
-
-def earlier_alike(code_M: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows grouped by code: `order_M` sorts by code and then row, `start_M` is where in it a row's group begins, and
-    `count_M` how many earlier rows have the same code."""
-    order_M = np.argsort(code_M, kind="stable")
-    ordered_M = code_M[order_M]
-    start_M = np.searchsorted(ordered_M, code_M)
-    count_M = np.empty_like(start_M)
-    count_M[order_M] = np.arange(len(code_M)) - np.searchsorted(ordered_M, ordered_M)
-    return order_M, start_M, count_M
 
 
 def _with_returns(

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recllm.needs.worlds import RETURN, World, earlier_alike
+from recllm.data.checkins import earlier_alike
+from recllm.needs.worlds import RETURN, World
 from recllm.needs.worlds_rules import SCENES
 
 # An event is dropped where it is more likely accidental than not, which makes the fewest mistakes.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from recllm.data.checkins import VENUE_SCHEMA
+from recllm.data.checkins import VENUE_SCHEMA, WEEKEND
 from recllm.needs.worlds_rules import SCENES, WEATHERS, Rules
 
 CITIES = ("port", "hill")
@@ -79,7 +79,7 @@ def make_city(name: str, count: int, days: int, rules: Rules, rng: np.random.Gen
         "rating": np.clip(7 + 0.6 * np.log(popularity_V * count) + rng.normal(0, 0.8, count), 0, 10).round(1),
     }
     frame = pl.DataFrame(columns).cast(VENUE_SCHEMA)
-    weekend_Y = np.arange(days) % 7 >= 5
+    weekend_Y = np.arange(days) % 7 >= WEEKEND
     return City(
         frame, category_V, popularity_V, near_SV / total_SC[:, category_V], weekend_Y * len(WEATHERS) + weather_Y
     )

@@ -165,8 +165,8 @@ def item_sets(fold: Sequences, items: int) -> sp.csr_matrix:
     """
     if fold.items_M.max(initial=-1) >= items:
         raise ValueError(f"the fold has item {fold.items_M.max()}, the catalogue {items} items; pass its own catalogue")
-    user_M = np.repeat(np.arange(len(fold)), fold.lengths_U)
-    owned_UN = sp.csr_matrix((np.ones(len(user_M), np.float32), (user_M, fold.items_M)), shape=(len(fold), items))
+    ones_M = np.ones(len(fold.items_M), np.float32)
+    owned_UN = sp.csr_matrix((ones_M, (fold.user_M, fold.items_M)), shape=(len(fold), items))
     owned_UN.sum_duplicates()
     owned_UN.data[:] = 1.0
     return owned_UN

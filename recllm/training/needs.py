@@ -19,7 +19,7 @@ from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
 from recllm.needs.asking import Asking, references
 from recllm.needs.chats import check_stages, needs_given
 from recllm.needs.curriculum import Curriculum, Pick, Plan
-from recllm.needs.encoders import CachedEncoder, Encoder, minilm_encoder, tfidf_encoder
+from recllm.needs.encoders import named_encoder
 from recllm.needs.patterns import Patterns
 from recllm.needs.rewards import TERMS, Judge, NeedReward, Places, Values
 from recllm.needs.schema import STAGES, ServiceNames
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from recllm.needs.constrain import AnswerGrammar
 
-ENCODERS = ("minilm", "tfidf")
 # Prompts that are answered at once for grading.
 _GRADED = 64
 
@@ -92,23 +91,19 @@ class NeedsTask:
         return self.asking.chat(row, stage, (need, need_type) if needs_given(self.stages) else None)
 
     def judge(self, encoder: str, semantic: bool = True) -> Judge:
-        """The judge of answers, with a frozen encoder, one of `ENCODERS`.
+        """The judge of answers, with a frozen encoder, by name (`named_encoder`).
 
         Raises:
             ValueError: an unknown encoder.
         """
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder {encoder!r} is unknown; the encoders are {', '.join(ENCODERS)}")
         corpus = [*self.patterns.frame["need"].unique(maintain_order=True), *self.places.categories]
-        frozen: Encoder = minilm_encoder() if encoder == "minilm" else tfidf_encoder(corpus)
-        return Judge(self.places, CachedEncoder(frozen), semantic)
+        return Judge(self.places, named_encoder(encoder, corpus), semantic)
 
     def graded(self, count: int) -> pl.DataFrame:
         """At most `count` validation targets, chosen by a fixed seed: `row`, `target`, `need`, `need_type`."""
-        rows = self.visits.rows("validation")
+        rows = self.places.answerable(self.visits, "validation")
         frame = self.patterns.events[rows].select("need", "need_type")
         frame = frame.with_columns(row=pl.Series(rows), target=pl.Series(self.visits.sequences.items_M[rows]))
-        frame = frame.filter(pl.col("target").is_in(list(self.places.candidates)))
         if needs_given(self.stages):
             frame = frame.filter(pl.col("need") != "")
         return frame[np.sort(np.random.default_rng(1).permutation(frame.height)[:count])]

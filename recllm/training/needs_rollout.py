@@ -28,7 +28,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from recllm.data.prompts import user
 from recllm.needs.constrain import AnswerGrammar, State
 from recllm.needs.curriculum import Curriculum, Pick
-from recllm.training.prefix.generation import generate_shared
+from recllm.training.prefix.generation import draw_shared
 from recllm.training.recommender_rollout import decoding, group_prompts
 
 if TYPE_CHECKING:
@@ -82,9 +82,6 @@ def draw_answers(
 ) -> list[list[int]]:
     """Tokens of one answer after each prompt, its end included; equal prompts are read once."""
     end = grammar_R[0].end
-    longest = max(map(len, prompts))
-    input_RT = torch.tensor([[end] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
-    mask_RT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     config = GenerationConfig(
         max_new_tokens=max(grammar.longest for grammar in grammar_R),
         do_sample=True,
@@ -93,10 +90,7 @@ def draw_answers(
         eos_token_id=end,
         pad_token_id=end,
     )
-    number: dict[tuple[int, ...], int] = {}
-    group_R = torch.tensor([number.setdefault(tuple(ids), len(number)) for ids in prompts], device=model.device)
-    grown_RT = generate_shared(model, input_RT, mask_RT, config, group_R, Held(grammar_R))
-    return [ids[: ids.index(end) + 1] for ids in grown_RT[:, longest:].tolist()]
+    return [ids[: ids.index(end) + 1] for ids in draw_shared(model, prompts, config, Held(grammar_R))]
 
 
 @dataclass

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from recllm.data.prompts import THINK_CLOSE
 from recllm.decoding.sample import Samples, sample_items
 from recllm.decoding.trie import SidTrie
-from recllm.training.prefix.generation import generate_shared
+from recllm.training.prefix.generation import draw_shared
 from recllm.training.recommender_rollout import decoding, group_prompts
 
 if TYPE_CHECKING:
@@ -111,9 +109,6 @@ def draw_thoughts(
 
     close, eos = tokenizer.convert_tokens_to_ids(THINK_CLOSE), tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    longest = max(map(len, prompts))
-    input_RT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
-    mask_RT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     config = GenerationConfig(
         max_new_tokens=budget,
         do_sample=True,
@@ -123,10 +118,7 @@ def draw_thoughts(
         eos_token_id=[close, eos],
         pad_token_id=pad,
     )
-    number: dict[tuple[int, ...], int] = {}
-    group_R = torch.tensor([number.setdefault(tuple(ids), len(number)) for ids in prompts], device=model.device)
-    grown_RT = generate_shared(model, input_RT, mask_RT, config, group_R)
-    return [read_thought(ids, close, {eos, pad}) for ids in grown_RT[:, longest:].tolist()]
+    return [read_thought(ids, close, {eos, pad}) for ids in draw_shared(model, prompts, config)]
 
 
 def read_thought(ids: Sequence[int], close: int, ends: set[int]) -> Thought:

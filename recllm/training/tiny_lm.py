@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from recllm.data.catalog import Catalog
 from recllm.data.prompts import assistant, category_thought, planner_prompt, reasoner_prompt
+from recllm.sid.quantizer import LEVEL_LETTERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # As in Qwen3 these are added but not special, so that decoding for rewards keeps them.
 _MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-_SID = re.compile(r"<[a-h]_\d+>")
+_SID = re.compile(rf"<[{LEVEL_LETTERS}]_\d+>")
 
 
 def training_texts(catalog: Catalog, extra: Sequence[str] = ()) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from recllm.data.catalog import Catalog
 from recllm.data.checkins import Visits
+from recllm.data.interactions import Sequences
 from recllm.needs.asking import Asking, Others, references
 from recllm.needs.chats import chat_rows
 from recllm.needs.patterns import Patterns
@@ -106,10 +107,8 @@ def test_the_others_are_own_then_near_and_popular_then_popular():
             "fold": ["fit"] * 3 + ["validation"] + ["fit"] * 7,
         }
     )
-    items = frame["item_id"].to_numpy()
-    visits = SimpleNamespace(
-        frame=frame, sequences=SimpleNamespace(items_M=items), history=lambda row: np.arange(0 if row < 4 else 4, row)
-    )
+    arrays = (frame["user_id"].to_numpy(), frame["item_id"].to_numpy(), np.arange(11))
+    visits = Visits(frame, Sequences.from_arrays(*arrays))
     categories = [["Food", "Deli"]] * 6 + [["Food", "Bar"]] * 6
     # 4 is as near as the user's own 1 and 2; 3 is more popular and far away; 5 is near, and less popular than 4.
     lat = [0.0, 0.0, 0.01, 1.0, 0.005, 0.006, *[2.0] * 6]

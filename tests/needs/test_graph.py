@@ -75,7 +75,8 @@ def fitted(one_thread):
 
 def test_it_learns_what_context_and_user_decide(fitted):
     rows = fitted.visits.rows("test")
-    share_BC, hour_B, user_B = fitted.scorer()(rows), fitted.visits.frame["hour"].to_numpy()[rows], fitted._user_M[rows]
+    share_BC, visits = fitted.scorer()(rows), fitted.visits
+    hour_B, user_B = visits.frame["hour"].to_numpy()[rows], visits.sequences.user_M[rows]
     assert (share_BC[hour_B == 8.0, :4].sum(1) > 0.6).mean() > 0.9
     evening_B = (hour_B == 20.0) & (user_B < 28)
     odd_BC, even_BC = share_BC[evening_B & (user_B % 2 == 1)], share_BC[evening_B & (user_B % 2 == 0)]

@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import kstest, vonmises
 
 from recllm.data.catalog import Catalog
-from recllm.data.checkins import VENUE_SCHEMA, Visits
+from recllm.data.checkins import VENUE_SCHEMA, Visits, earlier_alike
 from recllm.data.splits import load_split
 from recllm.needs import worlds_rules
-from recllm.needs.worlds import CITIES, RETURN, WorldOptions, earlier_alike, make_world, write_world
+from recllm.needs.worlds import CITIES, RETURN, WorldOptions, make_world, write_world
 from recllm.needs.worlds_bayes import ceilings, filter_scores, foresight, hindsight
 from recllm.needs.worlds_city import draw
 from recllm.needs.worlds_rules import LEAVES, NEEDS, SCENES, WEATHERS, make_rules

@@ -9,7 +9,7 @@ order as there, so a seed gives the same completions but where rounding decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +153,24 @@ def generate_shared(
                 break
             hidden_RD = grown.extend(token_R)
     return rows
+
+
+def draw_shared(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    held: LogitsProcessor | None = None,
+) -> list[list[int]]:
+    """Tokens that are drawn after each prompt (`generate_shared`); prompts that are equal are read once.
+
+    `config.pad_token_id` pads prompts on the left, and completions that ended.
+    """
+    longest, pad = max(map(len, prompts)), config.pad_token_id
+    input_RT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
+    mask_RT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    number: dict[tuple[int, ...], int] = {}
+    group_R = torch.tensor([number.setdefault(tuple(ids), len(number)) for ids in prompts], device=model.device)
+    return generate_shared(model, input_RT, mask_RT, config, group_R, held)[:, longest:].tolist()
 
 
 class _Growth:
