@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,10 @@ class StageReward:
 
     reward: NeedReward
     rollout: NeedsRollout
-    __name__: str = field(default="reward", init=False)
+
+    @property
+    def __name__(self) -> str:
+        return self.reward.name
 
     def __call__(
         self,

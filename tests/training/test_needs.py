@@ -116,6 +116,7 @@ def test_answers_are_of_the_stage_that_is_on_and_forced_tokens_teach_nothing(inp
     assert [entry["curriculum_stage"] for entry in logged] == [0, 1, 2]
     for entry, (stages, _, values) in zip(logged, rewarded, strict=True):
         assert entry[f"stage_reward/{stages[0]}"] == pytest.approx(np.mean(values), abs=1e-6)
+        assert entry["rewards/reward/mean"] == entry["reward"], "curves call it by the reward's name"
         assert entry["terms/format/mean"] == 1.0
         assert ("terms/service/mean" in entry) == (stages[0] == "service")
 
