@@ -245,6 +245,45 @@ def test_a_file_that_is_no_pipeline_is_refused(text, message, project):
         load_pipeline(TOY)
 
 
+MORE = Path("recipes/pipelines/more.yaml")
+
+
+def extend(*added: dict, **keys) -> None:
+    MORE.write_text(yaml.safe_dump({"extends": TOY.name, "stages": list(added), **keys}, sort_keys=False))
+
+
+def test_a_pipeline_that_extends_another_runs_what_is_new_and_replaces_what_it_names(project):
+    run_pipeline(TOY)
+    e = {"name": "e", "script": "recipes/a.py", "args": {"seed": 3}, "inputs": {"dataset": "c"}}
+    d = {"name": "d", "script": "recipes/d.py", "args": {"layers": [1]}, "inputs": {"dataset": "e", "table": "b"}}
+    extend(e, d)
+    pipeline = load_pipeline(MORE)
+    assert (pipeline.name, [stage.name for stage in pipeline.stages]) == ("toy", ["a", "b", "c", "e", "d"])
+    assert built(run_pipeline(MORE)) == ["e", "d"], "what the extended pipeline completed is not run again"
+    assert load_run("outputs/toy/d")["config"]["layers"] == 1
+    assert built(run_pipeline(TOY)) == ["d"], "and each of the two pipelines gets the stage that it asked for"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"extends": "more.yaml"}, "extends .*, which extends this one"),
+        ({"extends": "gone.yaml"}, r"gone\.yaml does not exist"),
+        ({"extends": "toy.yaml", "name": "other"}, "name stands beside extends"),
+    ],
+)
+def test_a_wrong_extension_is_refused(content, message, project):
+    extend({"name": "e", "script": "recipes/a.py"}, **content)
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(MORE)
+
+
+def test_a_replaced_stage_comes_after_those_that_read_it_no_more(project):
+    extend({"name": "b", "script": "recipes/b.py", "inputs": {"dataset": "a"}})
+    with pytest.raises(ValueError, match=r"\(d\): input table: stage 'b' comes later"):
+        load_pipeline(MORE)
+
+
 def test_missing_files_are_found_before_anything_runs(project):
     write(project, d={"script": "recipes/gone.py"})
     with pytest.raises(ValueError, match=r"stage d: recipes/gone\.py does not exist"):

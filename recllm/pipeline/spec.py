@@ -14,7 +14,7 @@ from typing import Any
 from recllm.provenance import several
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_PIPELINE_KEYS = ("name", "stages")
+_PIPELINE_KEYS = ("name", "extends", "stages")
 _STAGE_KEYS = ("name", "script", "config", "args", "inputs")
 
 
@@ -91,23 +91,42 @@ class Pipeline:
 def load_pipeline(path: str | Path) -> Pipeline:
     """Read a pipeline YAML.
 
+    `extends: other.yaml`, beside it, takes over the other's name, and its stages before the own ones; an own stage takes
+    the place of the other's of its name. Both write the same folders, so that what is complete is not run again.
+
     Raises:
-        ValueError: not such a YAML; an unknown key, a duplicate name, an input that is no earlier stage, or no
-            folder `recipes/` at or above the file. The message names the file, the stage and the key.
+        ValueError: not such a YAML; an unknown key, a duplicate name, an input that is no earlier stage, a pipeline
+            that extends itself, or no folder `recipes/` at or above the file. The message names the file, the stage and
+            the key.
     """
     path = Path(path)
-    content = _read_mapping(path)
-    _check_keys(content, _PIPELINE_KEYS, f"{path}")
-    name, entries = content.get("name"), content.get("stages")
-    _check_name(name, f"{path}: name")
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: stages must be a list with at least one stage")
+    name, entries = _contents(path, ())
     root = _project_root(path)
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     stages: list[Stage] = []
     for number, entry in enumerate(entries, 1):
         stages.append(_stage(entry, f"{path}: stage {number}", root, [stage.name for stage in stages], names))
     return Pipeline(name=name, path=path, stages=tuple(stages))
+
+
+def _contents(path: Path, extending: tuple[Path, ...]) -> tuple[str, list[Any]]:
+    """Name and entries of a file, those of the file that it extends included."""
+    content = _read_mapping(path)
+    _check_keys(content, _PIPELINE_KEYS, f"{path}")
+    entries = content.get("stages")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: stages must be a list with at least one stage")
+    if "extends" not in content:
+        _check_name(content.get("name"), f"{path}: name")
+        return content["name"], entries
+    if "name" in content:
+        raise ValueError(f"{path}: name stands beside extends; the name is that of the extended pipeline")
+    other = path.parent / str(content["extends"])
+    if other.resolve() in (resolved := (*extending, path.resolve())):
+        raise ValueError(f"{path}: extends {other}, which extends this one")
+    name, earlier = _contents(other, resolved)
+    own = {entry.get("name") for entry in entries if isinstance(entry, dict)}
+    return name, [entry for entry in earlier if not isinstance(entry, dict) or entry.get("name") not in own] + entries
 
 
 def _stage(entry: Any, where: str, root: Path, earlier: list[str], every: list[Any]) -> Stage:
