@@ -91,8 +91,8 @@ class Pipeline:
 def load_pipeline(path: str | Path) -> Pipeline:
     """Read a pipeline YAML.
 
-    `extends: other.yaml`, beside it, takes over the other's name, and its stages before the own ones; an own stage takes
-    the place of the other's of its name. Both write the same folders, so that what is complete is not run again.
+    `extends: other.yaml`, beside it, takes over the name, and the stages before the own ones, but for those that
+    the own ones replace by name. Both write the same folders, so that what is complete is not run again.
 
     Raises:
         ValueError: not such a YAML; an unknown key, a duplicate name, an input that is no earlier stage, a pipeline
