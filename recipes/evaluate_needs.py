@@ -40,7 +40,10 @@ class Arguments:
     cross_dataset: str | None = field(default=None, metadata={"help": "Folder of the other synthetic city."})
     cross_patterns: str | None = field(default=None, metadata={"help": "Folder of its patterns, where it has some."})
     encoder: Literal["minilm", "tfidf"] = field(default="minilm", metadata={"help": "What needs are compared with."})
-    categories: int = field(default=1, metadata={"help": "How many of a model's best categories bring services."})
+    categories: list[int] = field(
+        default_factory=lambda: [1, 4, 10],
+        metadata={"help": "How many of a model's best categories bring services; of several the best on validation."},
+    )
     max_rows: int | None = field(default=None, metadata={"help": "Grade whole users with so many targets at most."})
     graph_epochs: int = field(default=100, metadata={"help": "Most epochs of the graph retrieval."})
     seed: int = field(default=0, metadata={"help": "Seed of the graph retrieval."})

@@ -30,6 +30,8 @@ BEST = "best_baseline"
 # What the report is about; a baseline is also named that is best at each.
 HEADLINES = ("hr@5", "hr@5_new", "category_hr@5", "ndcg@5", "need_similarity")
 _CHOICE = "ndcg@5"
+# Validation targets that a model's number of categories is chosen on, at most.
+_WIDTH_ROWS = 600
 # What is told of parts of the venues and needs.
 _OF_PARTS = ("hr@5", "ndcg@5", "category_hr@5", "need_similarity", "type_accuracy")
 Values = dict[str, np.ndarray]
@@ -76,17 +78,29 @@ def answer_by_models(
     return NeedsAnswers(list(needs), list(types), found.categories_EK, found.services_EK)
 
 
+def chosen_width(bench: NeedsBench, folders: Sequence[str], widths: Sequence[int], rows: np.ndarray, label: str) -> int:
+    """How many of the best categories should bring services: the width with the best NDCG@5, the first of equals."""
+    if len(widths) == 1:
+        return widths[0]
+    found = {
+        width: values(bench, rows, answer_by_models(bench, folders, rows, width, f"{label}, {width} wide"))[_CHOICE]
+        for width in widths
+    }
+    return max(found, key=lambda width: float(found[width].mean()))
+
+
 def evaluate_needs(
     bench: NeedsBench,
     models: Mapping[str, Sequence[str]],
     backbones: Mapping[str, str | None],
     graph: Mapping[str, Any] | None = None,
     most: int | None = None,
-    categories: int = 1,
+    categories: Sequence[int] = (1,),
 ) -> dict[str, Any]:
     """Flat metrics of every contestant on test targets, `NAME/METRIC[_GROUP]` with `_lo` and `_hi`.
 
-    models: name -> folders (`answer_by_models`). `best_baseline/...` repeats the baseline with the best NDCG@5 on
+    models: name -> folders (`answer_by_models`); of several `categories` each model's is chosen on validation, and told
+    as `NAME/chosen_categories`. `best_baseline/...` repeats the baseline with the best NDCG@5 on
     validation; it states the need of the baseline that is best at `need_similarity` there. `strongest/METRIC` is the
     baseline that is best on validation at that very metric. `over/NAME/METRIC` is the paired difference of joint and
     NAME, `gain/NAME/METRIC` the relative one.
@@ -96,15 +110,19 @@ def evaluate_needs(
     baselines = baselines_of(bench, backbones, graph or {})
     on_choice = {name: values(bench, choice, chosen.answer(choice)) for name, chosen in baselines.items()}
     on_test = {name: values(bench, rows, chosen.answer(rows)) for name, chosen in baselines.items()}
+    narrow = bench.rows("validation", min(most or _WIDTH_ROWS, _WIDTH_ROWS))
+    widths = {
+        name: chosen_width(bench, folders, categories, narrow, name) for name, folders in models.items() if folders
+    }
     on_test |= {
-        name: values(bench, rows, answer_by_models(bench, folders, rows, categories, name))
-        for name, folders in models.items()
-        if folders
+        name: values(bench, rows, answer_by_models(bench, models[name], rows, width, name))
+        for name, width in widths.items()
     }
     best = {name: best_at(name, on_choice, choice_groups) for name in HEADLINES}
     clusters = Clusters(bench.user_of(rows))
     metrics: dict[str, Any] = {"n": len(rows), "clusters": len(np.unique(clusters.cluster_E))}
     metrics |= {f"n_{name}": int(in_E.sum()) for name, in_E in groups.items()}
+    metrics |= {f"{name}/chosen_categories": width for name, width in widths.items()}
     for name, chosen in baselines.items():
         metrics |= {f"{name}/chosen_{key}": value for key, value in chosen.settings.items()}
         metrics |= {f"validation/{name}/{key}": mean(on_choice[name], key, choice_groups) for key in HEADLINES}

@@ -81,6 +81,9 @@ def needs_markdown(metrics: Mapping[str, Any], title: str) -> str:
         "contestant that ranks services only ranks categories by the sum of their services' scores. The best baseline "
         f"is {metrics[f'{BEST}/name']}, chosen on validation by NDCG@5; new: the user had never been to the venue."
     )
+    widths = [f"{name} {metrics[key]}" for name in MODELS if (key := f"{name}/chosen_categories") in metrics]
+    if widths:
+        said += f" A model's best categories that bring services, a number chosen on validation: {', '.join(widths)}."
     parts = [f"# {title}", said]
     for head, keys in _TABLES.items():
         if table := needs_table(metrics, keys):

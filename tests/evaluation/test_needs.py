@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.evaluation.needs import HEADLINES, answer_by_models, best_at, evaluate_needs
+from recllm.evaluation.needs import HEADLINES, answer_by_models, best_at, chosen_width, evaluate_needs
 from recllm.evaluation.needs_cross import abroad, evaluate_abroad, popular_at_home
 from recllm.evaluation.needs_report import aim_lines, needs_markdown
 from recllm.evaluation.needs_values import NeedsBench, values
@@ -172,6 +172,20 @@ def test_the_best_baseline_is_chosen_on_validation(metrics):
         stating = [name for name in names if f"validation/{name}/{key}" in metrics]
         best = max(stating, key=lambda name: metrics[f"validation/{name}/{key}"])
         assert metrics[f"strongest/{key}_name"] == best and metrics[f"strongest/{key}"] == metrics[f"{best}/{key}"]
+
+
+def test_how_many_categories_bring_services_is_chosen_on_validation(bench, project):
+    one, rows = [str(project.model)], bench.rows("validation", 30)
+    found = {width: values(bench, rows, answer_by_models(bench, one, rows, width))["ndcg@5"].mean() for width in (1, 5)}
+    best = max(found, key=found.get)
+    worst = min(found, key=found.get)
+    assert found[worst] < found[best], "a world in which the choice does not matter shows nothing"
+    assert chosen_width(bench, one, [worst, best], rows, "x") == best
+    metrics = evaluate_needs(bench, {"joint": one}, {}, {"epochs": 1}, 30, [worst, best])
+    assert metrics["joint/chosen_categories"] == best
+    tested = bench.rows("test", 30)
+    there = values(bench, tested, answer_by_models(bench, one, tested, best))["ndcg@5"]
+    assert metrics["joint/ndcg@5"] == there.mean()
 
 
 def test_who_never_states_a_need_is_not_best_at_it():
