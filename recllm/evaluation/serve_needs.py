@@ -16,7 +16,7 @@ from recllm.data.catalog import Catalog
 from recllm.data.checkins import Visits
 from recllm.data.text import neutralise
 from recllm.evaluation.serve import find_dataset, find_items
-from recllm.needs.prompts import Context, needs_prompt
+from recllm.needs.prompts import VISITS, Context
 from recllm.needs.schema import SERVICES
 
 # Other categories that are told beside the first, and the most characters of a typed weather or scene and a prompt.
@@ -75,16 +75,17 @@ def recommend_needs(
     told = _checked({name: value for name, value in told.items() if value is not None})
     folder = find_dataset(Path(model)) if dataset is None else Path(dataset)
     visits, catalog = Visits.load(folder), Catalog.load(folder)
-    past_T, context, notes = _known(visits, catalog, folder, user, history)
+    past_T, hours, context, notes = _known(visits, catalog, folder, user, history)
 
+    from recllm.needs.asking import Asking
     from recllm.needs.model import NeedsModel
     from recllm.needs.schema import ServiceNames
 
     needs = NeedsModel.load(model)
     needs.vocabulary.check(visits, catalog)
-    places, written = needs.vocabulary.places(catalog), ServiceNames(needs.table)
-    recent = [(places.category_N[item], str(written.write(item))) for item in past_T.tolist()]
-    chat = needs_prompt(Context(**{**context, **told}), recent, "service")
+    places = needs.vocabulary.places(catalog)
+    asking = Asking(visits, places, ServiceNames(needs.table))
+    chat = asking.asked(Context(**{**context, **told}), past_T, hours, "service")
     found = needs.answer([chat], label=None)
     services = [
         Service(item, neutralise(catalog.titles[item]), neutralise(places.category_N[item]), item in past_T)
@@ -107,16 +108,19 @@ def _checked(told: dict[str, Any]) -> dict[str, Any]:
 
 def _known(
     visits: Visits, catalog: Catalog, folder: Path, user: int | None, history: str | None
-) -> tuple[np.ndarray, dict[str, Any], list[str]]:
-    """Items visited before, the context that the data set knows of the request, and notes on the titles."""
+) -> tuple[np.ndarray, list[float | None], dict[str, Any], list[str]]:
+    """Items visited before, the hours of the last ones, the context that the data set knows of the request, and notes
+    on the titles."""
     if user is not None:
         row, names = _last_row(visits, user, folder), ("hour", "weekday", "weather", "scene")
         context = dict(zip(names, visits.frame.select(names).row(row), strict=True))
-        return visits.sequences.items_M[visits.history(row)], context, []
+        past_T = visits.history(row)
+        hours = visits.frame["hour"].gather(past_T[-VISITS:]).to_list()
+        return visits.sequences.items_M[past_T], hours, context, []
     if history is None:
-        return np.zeros(0, dtype=np.int64), {}, []
+        return np.zeros(0, dtype=np.int64), [], {}, []
     items, notes = find_items(history, catalog, visits.fitted_counts(len(catalog)))
-    return np.array(items), {}, notes
+    return np.array(items), [], {}, notes
 
 
 def _last_row(visits: Visits, user: int, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import polars as pl
 
 from recllm.data.checkins import WEEKEND, Visits
 from recllm.needs.faults import need_fault
-from recllm.needs.prompts import VISITS, Context, needs_prompt
+from recllm.needs.prompts import OFTEN, VISITS, Context, Told, needs_prompt
 from recllm.needs.rewards import Places
 from recllm.needs.schema import SERVICES, ServiceNames
 
@@ -35,16 +36,38 @@ class Asking:
         """The prompt that asks about the visit of a row, with what is known before it; see `needs_prompt`."""
         hour_M, weekday_M, weather_M, scene_M = self._contexts
         now = Context(hour_M[row], weekday_M[row], weather_M[row], scene_M[row])
-        past_T = self.visits.history(row)[-VISITS:]
-        recent = [self._said(item) for item in self.visits.sequences.items_M[past_T].tolist()]
-        return needs_prompt(now, recent, stage, given)
+        past_T = self.visits.history(row)
+        hours = [hour_M[past] for past in past_T[-VISITS:].tolist()]
+        return self.asked(now, self.visits.sequences.items_M[past_T], hours, stage, given)
+
+    def asked(
+        self,
+        now: Context,
+        items_T: np.ndarray,
+        hours: Sequence[float | None],
+        stage: str,
+        given: tuple[str, str] | None = None,
+    ) -> list[dict[str, str]]:
+        """The prompt of a context after visits to some items, oldest first; `hours` are those of the last ones, or
+        nothing where no hour is known."""
+        last = items_T[-VISITS:].tolist()
+        known = hours or [None] * len(last)
+        recent = [self._told(item, hour) for item, hour in zip(last, known, strict=True)]
+        often = [self._told(item) for item in self._often(items_T)]
+        return needs_prompt(now, recent, stage, given, often)
+
+    def _often(self, items_T: np.ndarray) -> list[int]:
+        """Candidates among the items that came more than once, the commonest first, the latest of equally common."""
+        found, ago, count = np.unique(items_T[::-1], return_index=True, return_counts=True)
+        best = found[np.lexsort((ago, -count))][: int((count > 1).sum())].tolist()
+        return [item for item in best if item in self.places.candidates][:OFTEN]
 
     @cached_property
     def _contexts(self) -> tuple[list, ...]:
         return tuple(self.visits.frame[name].to_list() for name in ("hour", "weekday", "weather", "scene"))
 
-    def _said(self, item: int) -> tuple[str, str]:
-        return self.places.category_N[item], str(self.names.write(item))
+    def _told(self, item: int, hour: float | None = None) -> Told:
+        return Told(self.places.category_N[item], str(self.names.write(item)), hour)
 
 
 def references(visits: Visits, patterns: Patterns, places: Places, fold: str, all_events: bool = False) -> pl.DataFrame:

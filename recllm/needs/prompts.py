@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from recllm.data.prompts import user
 from recllm.needs.schema import stage_keys
 
 VISITS = 8
+# Venues that the user returned to, told beside the last visits.
+OFTEN = 4
 # Not the calendar module's: those follow the machine's locale.
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _ASKED = {"need": "Need?", "category": "Need, category?", "service": "Need, category, services?"}
@@ -33,12 +36,28 @@ class Context:
     position: str = ""
 
 
-def needs_prompt(
-    context: Context, visits: Sequence[tuple[str, str]], stage: str, given: tuple[str, str] | None = None
-) -> list[dict[str, str]]:
-    """Chat that asks for a stage's answer, given the last visits as (category, service text), oldest first.
+class Told(NamedTuple):
+    """A visit as a prompt tells it: category, the service's text ("" for none), local hour (None for unknown)."""
 
-    given: need and need type where another model has said them (the two-model pipeline).
+    category: str
+    service: str
+    hour: float | None = None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.category, self.service, _clock(self.hour)) if part)
+
+
+def needs_prompt(
+    context: Context,
+    visits: Sequence[Told],
+    stage: str,
+    given: tuple[str, str] | None = None,
+    often: Sequence[Told] = (),
+) -> list[dict[str, str]]:
+    """Chat that asks for a stage's answer, given the last visits, oldest first.
+
+    given: need and need type where another model has said them (the two-model pipeline). often: venues that the user
+    returned to, the most visited first. A small model cannot count over a long history, so it is told.
 
     Raises:
         ValueError: an unknown stage, or a need is given and asked for at once.
@@ -48,8 +67,13 @@ def needs_prompt(
         raise ValueError(f"a need is given, and stage {stage!r} asks for it: ask for {', '.join(_ASKED_OF_NEED)}")
     asked = f"Need: {given[0]} ({given[1]}). {_ASKED_OF_NEED[stage]}" if given else _ASKED[stage]
     day = "" if context.weekday is None else _DAYS[context.weekday]
+    time = f"{day} {_clock(context.hour)}".strip()
+    now = [part for part in (time, context.weather, context.scene, context.position) if part]
+    recent = "; ".join(map(str, visits[-VISITS:]))
+    usual = f"Often: {'; '.join(map(str, often[:OFTEN]))}. " if often else ""
+    return [user(f"Now: {', '.join(now) or 'unknown'}. Recent: {recent or 'none'}. {usual}{asked}")]
+
+
+def _clock(hour: float | None) -> str:
     # Midnight may be written 24.
-    hour = "" if context.hour is None else f"{int(context.hour) % 24}h"
-    now = [part for part in (f"{day} {hour}".strip(), context.weather, context.scene, context.position) if part]
-    recent = "; ".join(f"{category} {service}".strip() for category, service in visits[-VISITS:])
-    return [user(f"Now: {', '.join(now) or 'unknown'}. Recent: {recent or 'none'}. {asked}")]
+    return "" if hour is None else f"{int(hour) % 24}h"

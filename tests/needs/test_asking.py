@@ -1,6 +1,7 @@
 """Visits as questions: nothing of the visit itself in its prompt, references that can be learned, chats as answered."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from recllm.data.interactions import Sequences
 from recllm.needs.asking import Asking, Others, references
 from recllm.needs.chats import chat_rows
 from recllm.needs.patterns import Patterns
+from recllm.needs.prompts import Context
 from recllm.needs.rewards import Places
 from recllm.needs.schema import ServiceNames, read_answer
 from recllm.needs.vocabulary import candidates
@@ -38,7 +40,10 @@ def test_a_prompt_tells_what_was_known_before_the_visit_and_no_more(city):
     row = int(city.visits.history(40)[0]) + 3
     said = asking.chat(row, "service")[0]["content"]
     items = city.visits.sequences.items_M[row - 3 : row]
-    recent = "; ".join(f"{city.catalog.categories[item][-1]} {item}" for item in items)
+    hours = city.visits.frame["hour"][row - 3 : row]
+    recent = "; ".join(
+        f"{city.catalog.categories[item][-1]} {item} {int(hour)}h" for item, hour in zip(items, hours, strict=True)
+    )
     assert f"Recent: {recent}. Need, category, services?" in said
     weekday = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
     now = city.visits.frame.row(row, named=True)
@@ -51,6 +56,21 @@ def test_a_prompt_tells_what_was_known_before_the_visit_and_no_more(city):
         sequences=SimpleNamespace(items_M=other),
     )
     assert Asking(moved, city.places, NAMES).chat(row, "service")[0]["content"] == said
+
+
+def test_venues_that_a_user_returned_to_are_told_the_commonest_first(city):
+    a, b, c, d, e, f, g, other = sorted(city.places.candidates)[:8]
+    past = [other, other, g, a, a, b, c, b, c, c, d, d, e, e, f, f]
+    places = replace(city.places, candidates=city.places.candidates - {other})
+    asking = Asking(city.visits, places, NAMES)
+    [message] = asking.asked(Context(), np.array(past), [], "need")
+    told = message["content"].split("Often: ")[1].removesuffix(". Need?").split("; ")
+    # c three times, then those of two visits, the latest first; g came once, `other` is no candidate.
+    assert told == [f"{city.places.category_N[item]} {item}" for item in (c, f, e, d)]
+    [message] = asking.asked(Context(), np.array([a, b, c]), [7.5, None, 24.0], "need")
+    assert "Often" not in message["content"]
+    said = [f"{city.places.category_N[item]} {item}{hour}" for item, hour in ((a, " 7h"), (b, ""), (c, " 0h"))]
+    assert f"Recent: {'; '.join(said)}. Need?" in message["content"]
 
 
 def test_a_model_that_is_told_the_need_is_asked_for_the_rest(city):

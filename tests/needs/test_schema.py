@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.needs.prompts import Context, needs_prompt
+from recllm.needs.prompts import Context, Told, needs_prompt
 from recllm.needs.schema import (
     KEYS,
     REASONS,
@@ -241,11 +241,17 @@ def test_unknown_stages_and_shared_sids_are_refused():
 
 
 def test_the_prompt_says_when_where_and_what_to_answer():
-    visits = [("Gym", f"<a_{i}>") for i in range(9)] + [("Deli", "<a_9>")]
+    visits = [Told("Gym", f"<a_{i}>") for i in range(9)] + [Told("Deli", "<a_9>", 24.0)]
     context = Context(hour=24.0, weekday=4, weather="Rain", scene="Midtown", position="north")
     [message] = needs_prompt(context, visits, "category")
     assert message["role"] == "user"
-    recent = "; ".join([f"Gym <a_{i}>" for i in range(2, 9)] + ["Deli <a_9>"])
+    recent = "; ".join([f"Gym <a_{i}>" for i in range(2, 9)] + ["Deli <a_9> 0h"])
     assert message["content"] == f"Now: Friday 0h, Rain, Midtown, north. Recent: {recent}. Need, category?"
     assert needs_prompt(Context(), [], "need")[0]["content"] == "Now: unknown. Recent: none. Need?"
-    assert needs_prompt(Context(hour=7.9), [("Gym", "")], "service")[0]["content"].startswith("Now: 7h. Recent: Gym. ")
+    assert needs_prompt(Context(hour=7.9), [Told("Gym", "")], "service")[0]["content"].startswith(
+        "Now: 7h. Recent: Gym. "
+    )
+    often = [Told("Gym", f"<a_{i}>") for i in range(5)]
+    [message] = needs_prompt(Context(), visits[-1:], "need", often=often)
+    usual = "Gym <a_0>; Gym <a_1>; Gym <a_2>; Gym <a_3>"
+    assert message["content"] == f"Now: unknown. Recent: Deli <a_9> 0h. Often: {usual}. Need?"
