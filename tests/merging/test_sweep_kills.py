@@ -38,14 +38,16 @@ GRIDS = {
 class Forks:
     """Runs of the recipe, each in a process of its own."""
 
-    def __init__(self):
+    def __init__(self, model):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
         }
         self.environment = environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, str(HERE / "sweep_child.py")], env=environment, **pipes)
+        self.server = subprocess.Popen(
+            [sys.executable, str(HERE / "sweep_child.py"), str(model)], env=environment, **pipes
+        )
 
     def ask(self, **question):
         self.server.stdin.write(json.dumps(question) + "\n")
@@ -60,16 +62,16 @@ class Forks:
 
 
 @pytest.fixture(scope="module")
-def forks():
-    found = Forks()
-    yield found
-    found.server.stdin.close()
-    found.server.wait(timeout=60)
+def parents(tmp_path_factory):
+    return model_family(tmp_path_factory.mktemp("family"))
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory):
-    return model_family(tmp_path_factory.mktemp("family"))
+def forks(parents):
+    found = Forks(parents["direct"])
+    yield found
+    found.server.stdin.close()
+    found.server.wait(timeout=60)
 
 
 def words(parents, folder, count, pause=0.05):
