@@ -7,7 +7,8 @@ is not higher than the parent's less `margin`, and that the tokens are not fewer
 null: the resampled differences, centred, are compared with the one that was seen (Efron and Tibshirani 1993, chapter
 16). An accuracy that is equal on the whole is thus never shown to be no lower without a margin; the interval of the
 difference tells how large a loss is still possible. What is the same on every single question (direct answers of one
-length) counts as no worse, and the other claim decides. `p_holm` is corrected for every point and parent compared (Holm 1979).
+length) counts as no worse, and the other claim decides. `p_holm` is corrected for every point and parent
+compared (Holm 1979). Where the means themselves are no improvement, p is 1.
 """
 
 from __future__ import annotations
@@ -136,9 +137,9 @@ def _unpaired(results: Results, pairs: list[tuple[Row, str]], margin: float) -> 
         gap, tokens = row.accuracy - parent.accuracy, row.tokens - parent.tokens
         spread = math.sqrt(sum(_variance(one) for one in (row, parent)))
         interval = Interval(gap, gap - norm.ppf(0.975) * spread, gap + norm.ppf(0.975) * spread, min(row.n, parent.n))
-        p = float(norm.sf((gap + margin) / spread)) if tokens <= 0 else 1.0
-        more = Interval(tokens, tokens, tokens, interval.n)
-        found.append(Comparison(row, role, interval, more, _improves(gap, tokens, margin), p))
+        better = _improves(gap, tokens, margin)
+        p = float(norm.sf((gap + margin) / spread)) if better else 1.0
+        found.append(Comparison(row, role, interval, Interval(tokens, tokens, tokens, interval.n), better, p))
     return found
 
 
