@@ -36,7 +36,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) or (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
         wanted = " or ".join("null" if each is type(None) else each.__name__ for each in kinds)
         raise ValueError(f"evaluator_options: {name} must be of type {wanted}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):

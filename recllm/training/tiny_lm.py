@@ -43,9 +43,7 @@ def chat_texts(folder: str | Path, most: int = 20_000, roles: bool = False) -> l
     return [_SID.sub("", message[part]) for chat in chats for message in chat for part in said]
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, single_digits: bool = False
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, single_digits: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE with Qwen3's markers; every string round-trips. `vocab_size` counts all but the added tokens.
 
     `single_digits`: no token holds more than one digit, as in Qwen3.
