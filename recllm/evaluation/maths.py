@@ -119,8 +119,9 @@ class MathsEvaluator:
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """Text without special tokens, but with the marks of a thought, which some tokenizers count among these."""
-    marks = set(tokenizer.convert_tokens_to_ids([THINK_OPEN, THINK_CLOSE]))
-    dropped = set(tokenizer.all_special_ids) - marks
+    marks = (THINK_OPEN, THINK_CLOSE)
+    added = tokenizer.added_tokens_decoder.items()
+    dropped = {place for place, token in added if token.special and token.content not in marks}
     return tokenizer.decode([token for token in tokens if token not in dropped])
 
 
@@ -182,8 +183,8 @@ def problems_file(path: str | None) -> Path:
     root = os.environ.get(DATA_VARIABLE)
     if not path and not root:
         raise FileNotFoundError(
-            f"no maths problems: give evaluator_options the key path (test.jsonl or .parquet of the Hub's openai/gsm8k), "
-            f"or set {DATA_VARIABLE} to a folder with gsm8k/test.jsonl.gz"
+            "no maths problems: give evaluator_options the key path, a .jsonl or .parquet file such as the Hub's "
+            f"openai/gsm8k has, or set {DATA_VARIABLE} to a folder with gsm8k/test.jsonl.gz"
         )
     found = Path(path) if path else Path(str(root)) / "gsm8k" / "test.jsonl.gz"
     if not found.is_file():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+from tokenizers import AddedToken
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from recllm.evaluation import maths
@@ -110,8 +111,10 @@ def test_a_real_model_is_asked(model, tokenizer):
 
 @pytest.mark.parametrize(
     "change",
-    [{"questions": 7}, {"samples": 3}, {"max_new_tokens": 9}, {"temperature": 0.7}, {"top_p": 0.9}, {"seed": 1}]
-    + [{"largest": 31}, {"operand": 8}, {"least": 1}, {"most": 3}],
+    [
+        *({"questions": 7}, {"samples": 3}, {"max_new_tokens": 9}, {"temperature": 0.7}, {"top_p": 0.9}, {"seed": 1}),
+        *({"largest": 31}, {"operand": 8}, {"least": 1}, {"most": 3}),
+    ],
 )
 def test_whatever_may_change_a_result_changes_the_fingerprint(change):
     assert arithmetic_evaluator({**FEW, **change}).fingerprint != arithmetic_evaluator(FEW).fingerprint
@@ -148,13 +151,19 @@ def test_gsm8k_problems_in_every_layout(problems, says, tokenizer):
         ([{"question": None, "answer": "#### 1"}], "row 0"),
         ([{"question": "x", "answer": None}], "row 0"),
         ([{"question": "x"}], "row 0"),
-        ([{"question": ["x"], "answer": "#### 1"}], "line 1"),
         ([], "no row"),
     ],
 )
 def test_a_row_that_is_no_problem_is_named(problems, rows, words):
     with pytest.raises(ValueError, match=words):
         gsm8k_evaluator({"path": problems(rows)})
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "torn.jsonl"
+    path.write_text('{"question": "x", "answer": "#### 1"}\n{"question": "y", "ans')
+    with pytest.raises(ValueError, match=r"torn\.jsonl, line 2"):
+        gsm8k_evaluator({"path": str(path)})
 
 
 def test_parquet_without_the_columns_is_named(problems):
@@ -211,8 +220,10 @@ def test_a_world_without_so_many_questions_is_named():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("12", 12), (" 12\n", 12), ("12 ", 12), ("1 2", None), ("-1", None), ("12=12", None), ("", None), ("\u0663", None)]
-    + [("9" * 50, None), ("007", 7)],
+    [
+        *(("12", 12), (" 12\n", 12), ("12 ", 12), ("007", 7)),
+        *(("1 2", None), ("-1", None), ("12=12", None), ("", None), ("\u0663", None), ("9" * 50, None)),
+    ],
 )
 def test_whole_number(text, number):
     assert whole_number(text) == number
@@ -221,9 +232,9 @@ def test_whole_number(text, number):
 def test_special_tokens_go_but_the_marks_of_a_thought_stay(tokenizer):
     text = "<|im_start|><think>3</think>4<|im_end|><|endoftext|>"
     assert plain_text(tokenizer, tokenizer(text)["input_ids"]) == "<think>3</think>4"
+    contents = {0: "<eos>", 5: "<think>", 6: "</think>"}
     special = SimpleNamespace(
-        all_special_ids=[0, 5, 6],
-        convert_tokens_to_ids=lambda names: [5, 6],
+        added_tokens_decoder={place: AddedToken(text, special=True) for place, text in contents.items()},
         decode=lambda ids: " ".join(map(str, ids)),
     )
     assert plain_text(special, [0, 5, 3, 6, 4, 0]) == "5 3 6 4"
