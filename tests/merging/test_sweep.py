@@ -22,7 +22,7 @@ from recllm.merging.claims import Claims
 from recllm.merging.engine import MergeEngine
 from recllm.merging.evaluators import EVALUATORS, load_evaluator, read_options
 from recllm.merging.grid import read_grid
-from recllm.merging.ledger import LEDGER_FILE, append, read_ledger, read_sweep, save_samples, write_sweep
+from recllm.merging.ledger import LEDGER_FILE, append, locked, read_ledger, read_sweep, save_samples, write_sweep
 from recllm.merging.progress import SweepProgress
 from recllm.merging.space import Point, Space
 from recllm.merging.sweep import ENDS, plan_sweep, run_sweep, sweep_metrics
@@ -144,6 +144,20 @@ def test_writers_of_several_processes_never_mix_their_lines(tmp_path):
     assert sorted(keys) == sorted(point.key for point in POINTS)
 
 
+def test_a_writer_waits_for_whoever_holds_the_lock(tmp_path):
+    path = tmp_path / LEDGER_FILE
+    writer = threading.Thread(target=append, args=(tmp_path, POINTS[1], {}))
+    with locked(path) as stream:
+        writer.start()
+        stream.write(b'{"key": "half')
+        stream.flush()
+        writer.join(0.3)
+        assert writer.is_alive() and path.read_bytes() == b'{"key": "half'
+        stream.write(b' a line"}\n')
+    writer.join(30)
+    assert list(read_ledger(tmp_path)) == ["half a line", POINTS[1].key]
+
+
 # Claims
 
 
@@ -180,9 +194,8 @@ def test_a_claim_is_void_when_its_process_is_gone(tmp_path):
         assert mine, "the number belongs to a later process"
     claim_of(tmp_path, pid=child.pid, started=started)
     child.kill()
-    while claims_module._lives(child.pid, started):
-        time.sleep(0.01)
-    with Claims(tmp_path).held("a") as mine:  # not reaped yet
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is over, but not reaped yet
+    with Claims(tmp_path).held("a") as mine:
         assert mine
     child.wait()
     claim_of(tmp_path, pid=child.pid, started=started)
@@ -236,6 +249,22 @@ def test_a_claim_is_taken_by_exactly_one(tmp_path, left):
         for thread in threads:
             thread.join()
         assert sorted(taken) == [False] * 5 + [True]
+
+
+def test_claims_are_made_one_after_the_other(tmp_path):
+    one, taken = Claims(tmp_path), []
+
+    def take():
+        with one.held("a") as mine:
+            taken.append(mine)
+
+    worker = threading.Thread(target=take)
+    with Claims(tmp_path).alone():
+        worker.start()
+        worker.join(0.3)
+        assert not taken and not list((tmp_path / "claims").glob("*.json"))
+    worker.join(30)
+    assert taken == [True]
 
 
 def test_a_worker_whose_claim_was_taken_over_leaves_it_to_its_successor(tmp_path):
