@@ -40,9 +40,13 @@ def parents(tmp_path):
     return model_family(tmp_path / "family")
 
 
-def sweep(parents, folder, space=SMALL, toy=None, **options):
+def plan(parents, folder, space=SMALL, toy=None, **options):
     addresses = {role: str(path) for role, path in parents.items()}
-    return run_sweep(plan_sweep(folder, addresses, space, toy or Toy(options)))
+    return plan_sweep(folder, addresses, space, toy or Toy(options))
+
+
+def sweep(parents, folder, space=SMALL, toy=None, **options):
+    return run_sweep(plan(parents, folder, space, toy, **options))
 
 
 # The ledger
@@ -313,16 +317,19 @@ def test_a_grid_that_grew_goes_on_and_only_its_new_points_are_asked(parents, tmp
 
 def test_another_parent_or_evaluator_is_refused_and_nothing_changes(parents, tmp_path):
     folder = tmp_path / "sweep"
+    late = plan(parents, folder, questions=7)  # both looked at an empty folder
     sweep(parents, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"swept with evaluator toy 6-2, this is toy 7-2: its questions or settings"):
-        sweep(parents, folder, questions=7)
+        plan(parents, folder, questions=7)
     weights = parents["thinking"] / "model.safetensors"
     state = load_file(weights)
     save_file({**state, "model.norm.weight": state["model.norm.weight"] * 2}, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"family/thinking \(thinking\) is not the parent that .* was swept with"):
-        sweep(parents, folder)
+        plan(parents, folder)
     save_file(state, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="its questions or settings"):
+        run_sweep(late)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     moved = parents["thinking"].rename(tmp_path / "moved")
     assert sweep({**parents, "thinking": moved}, folder, fail_after=0).complete, "an address is no identity"
@@ -356,7 +363,11 @@ def test_an_adapter_is_a_parent_and_a_retrained_one_is_another(parents, tmp_path
     assert not np.array_equal(*ends)
     train(1)
     with pytest.raises(ValueError, match=r"adapter \(thinking\) is not the parent"):
-        sweep(given, tmp_path / "sweep")
+        plan(given, tmp_path / "sweep")
+    for name in ("sweep.json", LEDGER_FILE):  # as if the first start had been killed right after it made parents ready
+        (tmp_path / "sweep" / name).unlink()
+    again = sweep(given, tmp_path / "sweep").samples(ENDS["thinking"].key).value_QS
+    assert not np.array_equal(again, ends[1]), "the earlier adapter was merged"
 
 
 def test_a_point_that_fails_stops_the_sweep_and_loses_nothing(parents, tmp_path):
@@ -487,5 +498,5 @@ def test_warnings_of_the_preflight_are_told(parents, tmp_path, caplog):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (parents["thinking"] / name).unlink()
     with caplog.at_level(logging.WARNING, logger="recllm.merging.sweep"):
-        plan_sweep(tmp_path / "s", {role: str(path) for role, path in parents.items()}, SMALL, Toy({}))
+        plan(parents, tmp_path / "s")
     assert "has no tokenizer: it was not compared" in caplog.text and not (tmp_path / "s").exists()
