@@ -35,6 +35,8 @@ ONE_SCALE = {
     "ablate_tool": "it has no settings; which cache and which tool is on the command line",
     "evaluate_frontier": "it evaluates finished folders; which ones is on the command line",
     "evaluate_needs": "it evaluates finished folders; which ones is on the command line",
+    "merge_report": "it reports on a finished sweep; which one is on the command line",
+    "merge_deliver": "it delivers from a finished sweep; which one is on the command line",
     "evaluate_recommender": "it evaluates a finished folder; which one is on the command line",
 }
 # Keys that say where a result lands differ from run to run and may repeat a default.

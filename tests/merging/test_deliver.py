@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from recllm.merging.checkpoint import Weights
-from recllm.merging.deliver import check_tensors, deliver_point, stream
+from recllm.merging.deliver import check_tensors, deliver_into, deliver_point, stream
 from recllm.merging.engine import MergeEngine
+from recllm.merging.parents import describe, make_ready
+from recllm.merging.preflight import preflight
 from recllm.merging.space import Point
 from recllm.sid.table import SidTable
 from recllm.sid.vocabulary import TABLE_FOLDER
@@ -49,6 +51,64 @@ def test_a_delivered_point_is_the_one_that_was_evaluated(parents, tmp_path, monk
     assert point.method in (folder / "mergekit_config.yml").read_text()
     assert (folder / "tokenizer.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["chosen"]
+
+
+def test_specialist_adapters_over_one_base_are_merged(parents, tmp_path):
+    """A planner's and a reasoner's LoRA: looked at by header, folded into their base, and merged by mergekit."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(parents["base"], base)
+    SidTable(np.array([[0, 1], [2, 3]]), (4, 4)).save(base / TABLE_FOLDER)
+    specialists = {"direct": ("planner", ["q_proj"]), "thinking": ("reasoner", ["q_proj", "up_proj"])}
+    for seed, (name, modules) in enumerate(specialists.values(), 1):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules=modules, init_lora_weights=False))
+        tuned.save_pretrained(tmp_path / name)
+    found = {role: describe(str(tmp_path / name)) for role, (name, _) in specialists.items()}
+    found["base"] = describe(str(base))
+    point = Point.of("ties", strength=0.5, density=0.5)
+    assert preflight(found, [point], tmp_path, available_memory=8 << 30).warnings == ()
+    ready = {role: make_ready(parent, tmp_path / "ready") for role, parent in found.items()}
+    folder = deliver_point(point, ready, tmp_path / "both")
+    written, expected = Weights(folder), dict(engine_of(ready).tensors(point))
+    assert all(torch.equal(written.tensor(name), tensor) for name, tensor in expected.items())
+    assert SidTable.load(folder / TABLE_FOLDER) == SidTable.load(base / TABLE_FOLDER)
+    name = "model.layers.0.{}_proj.weight"
+    planner, reasoner, origin = Weights(ready["direct"]), Weights(ready["thinking"]), Weights(base)
+    both, one, neither = (name.format(part) for part in ("self_attn.q", "mlp.up", "mlp.down"))
+    assert not torch.equal(planner.tensor(both), origin.tensor(both))
+    assert torch.equal(planner.tensor(one), origin.tensor(one))
+    assert not torch.equal(written.tensor(one), origin.tensor(one)), "what one of them learned is in the merge"
+    assert torch.equal(reasoner.tensor(neither), origin.tensor(neither))
+    assert torch.equal(written.tensor(neither), origin.tensor(neither))
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_point_is_delivered_into_a_run_once(parents, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"of another point")
+    written = []
+
+    def write(point, parents, staging):
+        written.append(point.key)
+        staging.mkdir()
+        (staging / "model.safetensors").write_text(point.key)
+        (staging / TABLE_FOLDER).mkdir()
+        return staging
+
+    monkeypatch.setattr("recllm.merging.deliver.deliver_point", write)
+    one, other = Point.of("linear", strength=0.5), Point.of("linear", strength=0.25)
+    for point, mark in ((one, "a"), (one, "a"), (one, "b"), (other, "b")):
+        deliver_into(point, parents, folder, mark)
+        assert (folder / "model.safetensors").read_text() == point.key
+    assert written == [one.key, one.key, other.key]
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"mine.txt", "model.safetensors", TABLE_FOLDER, ".staging-point.json"}
 
 
 def test_a_full_folder_is_left_alone_and_a_failed_merge_leaves_nothing(parents, tmp_path, monkeypatch):
