@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from recllm.evaluation.completions import choose, complete
+from recllm.evaluation.completions import _Streams, choose, complete
 
 END, PAD, VOCABULARY = 1, 0, 24
 TOKENIZER = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
@@ -79,6 +79,12 @@ def test_a_completion_depends_on_nothing_beside_it(model, prompts, top_p):
     other = complete(model, TOKENIZER, prompts, samples=3, **{**options, "seed": 8})
     different = [one != two for a, b in zip(expected, other, strict=True) for one, two in zip(a, b, strict=True)]
     assert np.mean(different) > 0.8 and all(own[0] != own[1] for own in expected if len(own[0]) > 3)
+
+
+def test_every_sample_of_every_prompt_has_luck_of_its_own():
+    drawn = _Streams([[3], [4], [3, 4], [34]], samples=3, seed=0).next(torch.device("cpu"))
+    assert len(set(drawn.tolist())) == 12 and ((drawn >= 0) & (drawn < 1)).all()
+    assert not set(drawn.tolist()) & set(_Streams([[3]], 3, 1).next(torch.device("cpu")).tolist())
 
 
 def test_a_completion_ends_at_its_first_end_token(model, prompts):
