@@ -206,7 +206,11 @@ class Space:
             if len(kept) == 1 and not axis.when:
                 fixed[axis.name] = kept[0]
                 continue
+            if kept and axis.default not in kept:
+                raise ValueError(f"{axis.name}: its default {axis.default!r} must be among its values")
             axis = replace(axis, values=kept) if kept else axis
+            if len(kept) == 1 and axis.otherwise is None and kept[0] == axis.argument.default:
+                continue  # what the recipe does unasked, where it matters and where it does not
             if axis.when:
                 axis, settled = _under(axis, fixed)
                 if settled is not None:

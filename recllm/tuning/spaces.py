@@ -7,6 +7,7 @@ proposal names no paths).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from recllm.tuning.axes import Axis, Cost, When
@@ -19,6 +20,7 @@ _LEFT_OUT = {
     "embedding_fusion": "needs a folder of item vectors, and a proposal names no paths",
 }
 _NUMBERS = ("int", "float")
+_NO_LIMITS = Limits()
 
 
 def _axis(
@@ -82,7 +84,7 @@ def _priors() -> tuple[Axis, ...]:
     )
 
 
-def sasrec_space(limits: Limits = Limits()) -> Space:
+def sasrec_space(limits: Limits = _NO_LIMITS) -> Space:
     """SASRec's: width, depth, regularisation, optimiser, loss, structure and train-split priors."""
     axes = (
         _axis("hidden_dim", 128, 16, 32, 64, 128, 256, cost="high"),
@@ -99,7 +101,7 @@ def sasrec_space(limits: Limits = Limits()) -> Space:
     return Space("sasrec", RECIPE, axes, fixed, limits, _LEFT_OUT)
 
 
-def hstu_space(limits: Limits = Limits()) -> Space:
+def hstu_space(limits: Limits = _NO_LIMITS) -> Space:
     """HSTU's: as SASRec's, with the widths of its heads and dropout of its attention, and without a feed-forward."""
     axes = (
         _axis("hidden_dim", 128, 16, 32, 64, 128, 256, cost="high"),
@@ -125,7 +127,7 @@ def hstu_space(limits: Limits = Limits()) -> Space:
 SPACES = {"sasrec": sasrec_space, "hstu": hstu_space}
 
 
-def backbone_space(name: str, limits: Limits = Limits()) -> Space:
+def backbone_space(name: str, limits: Limits = _NO_LIMITS) -> Space:
     """The space of that name.
 
     Raises:
@@ -134,3 +136,59 @@ def backbone_space(name: str, limits: Limits = Limits()) -> Space:
     if name not in SPACES:
         raise ValueError(f"there is no space {name!r}; choose one of {', '.join(SPACES)}")
     return SPACES[name](limits)
+
+
+# Surfaces are measured on small samples: fewer values an axis, the axes that move a metric most, and fewer epochs, so
+# that a few hundred trials fill the space and most single changes lead to another measured configuration.
+_SURFACE = {
+    "hidden_dim": (16, 32, 64, 128),
+    "num_blocks": (1, 2, 3),
+    "num_heads": (1,),
+    "batch_size": (32, 64, 128, 256),
+    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "num_negatives": (0, 100, 500),
+    "logq": (False,),
+    "train_window": (50,),
+    "patience": (3,),
+    "temperature": (0.05, 0.1, 0.2),
+    "pooling": ("last", "mean"),
+    "share_blocks": (False,),
+    "prior_transition": (0.0, 0.2, 1.0),
+    "prior_item_cf": (0.0, 0.2, 1.0),
+    "prior_popularity": (0.0,),
+    "prior_norm": ("sqrt",),
+    "prior_recent_k": (5,),
+    "prior_topk": (100,),
+    "prior_window": (5,),
+}
+_SURFACE_OWN = {
+    "sasrec": {
+        "dropout": (0.0, 0.2, 0.4, 0.6),
+        "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
+        "optimizer": ("adam",),
+        "position": ("learned",),
+    },
+    "hstu": {
+        "dropout": (0.0, 0.2, 0.5, 0.7),
+        "weight_decay": (0.0, 1e-4, 1e-2, 1e-1),
+        "optimizer": ("adamw",),
+        "position": ("learned+relative_bias",),
+        "linear_dim": (16, 32, 64),
+        "attention_dim": (16,),
+        "attn_dropout": (0.0, 0.2),
+        "time_bias": ("auto",),
+    },
+}
+SURFACE_EPOCHS = 12
+
+
+def surface_space(backbone: str, limits: Limits = _NO_LIMITS) -> Space:
+    """The part of a backbone's space that its surfaces cover.
+
+    Raises:
+        ValueError: there is no surface of such a backbone.
+    """
+    if backbone not in _SURFACE_OWN:
+        raise ValueError(f"there is no surface of {backbone!r}; choose one of {', '.join(_SURFACE_OWN)}")
+    space = backbone_space(backbone, limits).narrowed(**_SURFACE, **_SURFACE_OWN[backbone])
+    return replace(space, fixed={**space.fixed, "epochs": SURFACE_EPOCHS})
