@@ -60,7 +60,8 @@ def main(
                 continue
             if export is None:
                 make_dataset(dataset, work / "data" / dataset)
-            runner = TrialRunner(surface_space(backbone, LIMITS), work / "data" / dataset, scratch, launcher)
+            inputs = {"dataset": work / "data" / dataset}
+            runner = TrialRunner(surface_space(backbone, LIMITS), inputs, scratch, launcher)
             made.append(Table(name, work / name, runner, dataset, spread, seed))
     if export is not None:
         for table in made:

@@ -7,8 +7,11 @@ is as separate as before and four processor seconds cheaper, half of what a smal
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,16 +28,18 @@ from recllm.tuning.space import Limits
 
 _LOOK_SECONDS = 0.02
 _GIB = 1 << 30
+_READY = b"ready\n"
 # What train_backbone imports inside its functions, and torch's compiler, which the first optimizer brings along.
-_PRELOADED = ("torch._dynamo", "recllm.backbones.train", "recllm.training.arguments", "trl")
+PRELOADED = ("torch._dynamo", "recllm.backbones.train", "recllm.training.arguments", "trl:TrlParser")
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a trial's process ended.
 
-    `status` is its exit status, negative for the signal that ended it. `stopped` says why it was killed, if it was:
-    `timeout` or `out_of_memory`. Times are of the process alone; `peak_gib` is its largest resident set.
+    `status` is its exit status, negative for the signal that ended it. `stopped` says why it was killed here, if so:
+    `timeout` or `out_of_memory`. Times are of the process alone; `peak_gib` is its largest resident set, which in a
+    fork holds what was preloaded, too.
     """
 
     status: int
@@ -68,8 +73,16 @@ def watch(pid: int, limits: Limits) -> Ended:
             cpu = usage.ru_utime + usage.ru_stime
             return Ended(os.waitstatus_to_exitcode(code), round(cpu, 3), round(wall, 3), round(peak, 3), stopped)
         if stopped is None and (stopped := _over(process, wall, limits)):
-            os.killpg(pid, signal.SIGKILL)
+            _kill(pid)
         time.sleep(_LOOK_SECONDS)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it does not lead its group yet, or has just ended
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _over(process: psutil.Process, wall: float, limits: Limits) -> str | None:
@@ -111,55 +124,66 @@ class Direct:
 
 
 class Forked:
-    """A fork of a warm process a trial. The warm one starts with the first trial and ends with `close`."""
+    """A fork of a warm process a trial. The warm one starts with the first trial and ends with `close`.
 
-    def __init__(self) -> None:
+    `preloaded`: modules that it imports once for all.
+    """
+
+    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
+        self._preloaded = tuple(preloaded)
         self._server: subprocess.Popen | None = None
 
     def run(self, recipe: Path, words: Sequence[str], log: Path, limits: Limits) -> Ended:
         asked = {"recipe": str(recipe), "words": list(words), "log": str(log.absolute()), "limits": asdict(limits)}
-        for _ in range(2):
-            server = self._warm()
-            try:
-                server.stdin.write(json.dumps(asked).encode() + b"\n")
-                server.stdin.flush()
-                break
-            except BrokenPipeError:
-                self.close()  # it was killed since the last trial
-        answer = server.stdout.readline()
-        if not answer:
+        server, began = self._warm(), time.monotonic()
+        try:
+            server.stdin.write(json.dumps(asked).encode() + b"\n")
+            server.stdin.flush()
+            answer = server.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        except BaseException:
+            self.close()  # the trial ends with it
+            raise
+        if not answer:  # somebody killed the warm process, and its trial with it
             self.close()
-            raise RuntimeError("the process that starts trials ended without an answer; was it killed?")
+            return Ended(-signal.SIGKILL, 0.0, round(time.monotonic() - began, 3), 0.0)
         return Ended(**json.loads(answer))
 
     def _warm(self) -> subprocess.Popen:
         if self._server is None or self._server.poll() is not None:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "recllm.tuning.launch"],
+                [sys.executable, "-m", "recllm.tuning.launch", *self._preloaded],
                 **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
                 env=clean_environment(),
                 preexec_fn=dies_with(os.getpid()),
             )
+            if self._server.stdout.readline() != _READY:
+                self.close()
+                raise RuntimeError("the process that forks trials did not start; what it printed says why")
         return self._server
 
     def close(self) -> None:
         """End the warm process; the next trial starts another."""
         if self._server is not None:
-            self._server.stdin.close()
             self._server.kill()
             self._server.wait()
+            with contextlib.suppress(BrokenPipeError):
+                self._server.stdin.close()
             self._server.stdout.close()
             self._server = None
 
 
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer each line of `requests` with the `Ended` of a fork that ran it, until there are no more."""
-    import importlib
+def serve(preloaded: Sequence[str], requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Say ready, then answer each line of `requests` with the `Ended` of a fork that ran it, until there are no more.
 
-    for name in _PRELOADED:
-        importlib.import_module(name)
-    from trl import TrlParser  # noqa: F401 (a lazy module: only the name brings it in)
-
+    A name `module:attribute` is preloaded for modules that import what they have only when it is asked for.
+    """
+    for name in preloaded:
+        module, _, attribute = name.partition(":")
+        getattr(importlib.import_module(module), attribute or "__name__")
+    answers.write(_READY)
+    answers.flush()
     for line in requests:
         asked = json.loads(line)
         pid = _fork(asked)
@@ -168,8 +192,6 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _fork(asked: dict[str, Any]) -> int:
-    import runpy
-
     parent = os.getpid()
     if pid := os.fork():
         return pid
@@ -203,4 +225,4 @@ if __name__ == "__main__":
     # Answers keep the pipe to themselves: what an import prints goes to the terminal.
     _answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, _answers)
+    serve(sys.argv[1:], sys.stdin.buffer, _answers)

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from recllm.data.splits import DATASET_FILE
 from recllm.machine import device_name, git, versions
 from recllm.provenance import read_json
 from recllm.tuning.runner import OBJECTIVE, TrialRunner
@@ -120,14 +121,14 @@ class Table:
         return path
 
     def _provenance(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        space, described = self.runner.space, read_json(self.runner.dataset / "dataset.json")
+        space, described = self.runner.space, read_json(self.runner.inputs["dataset"] / DATASET_FILE)
         default = space.key(space.default)
         noise = {str(row["seed"]): row[OBJECTIVE] for row in rows if row["key"] == default and row["status"] == "ok"}
         return {
             **{"backbone": space.name, "dataset": self.dataset, "limits": asdict(space.limits)},
             **{"seed": self.seed, "fixed": dict(space.fixed), "schema": space.schema()},
             "data": {name: described[name] for name in ("name", "split", "sample_users", "sample_seed", "counts")},
-            **{"data_fingerprint": self.runner.data_fingerprint, "default_by_seed": noise},
+            **{"data_fingerprint": self.runner.fingerprints["dataset"], "default_by_seed": noise},
             **{"versions": versions(), "git_sha": git("rev-parse", "HEAD"), "device": device_name()},
             "columns": "origin: default, spread (even sequence), star and peak (one axis from the default or the best)",
         }

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from recllm.provenance import METRICS_FILE, content_fingerprint, read_json
 from recllm.tuning.launch import Direct, Ended, Launcher
-from recllm.tuning.recipe import recipe_arguments, recipe_path
+from recllm.tuning.models import count_parameters
+from recllm.tuning.recipe import recipe_path
 from recllm.tuning.space import Space
 
 Status = Literal["ok", "crash", "nan", "timeout", "out_of_memory", "too_large", "refused"]
@@ -71,25 +71,26 @@ class TrialRunner:
 
     Args:
         space: what may be asked for, and the limits of a trial.
-        dataset: folder of the data set; its content must stay what it was when the runner first looked.
+        inputs: the recipe's input folders by argument, `dataset` and where the recipe reads one `sid_table`; their
+            content must stay what it was when the runner first looked.
         scratch: trials work in folders under it that are gone afterwards; None is the system's place for such.
         launcher: how a process is started.
     """
 
     space: Space
-    dataset: Path
+    inputs: Mapping[str, Path]
     scratch: Path | None = None
     launcher: Launcher = field(default_factory=Direct)
 
     def __post_init__(self) -> None:
-        self.dataset = Path(self.dataset)
-        self.data_fingerprint = content_fingerprint(self.dataset)
+        self.inputs = {name: Path(folder) for name, folder in self.inputs.items()}
+        self.fingerprints = {name: content_fingerprint(folder) for name, folder in self.inputs.items()}
 
     def run(self, config: Mapping[str, Any], seed: int = 0) -> Outcome:
-        """Run one trial.
+        """Run one trial; the recipe never looks at the test targets.
 
         Raises:
-            ValueError: the data set is not what it was: no outcome on it could be compared with earlier ones.
+            ValueError: an input is not what it was: no outcome on it could be compared with earlier ones.
         """
         return self._run(config, seed, test=False)
 
@@ -101,79 +102,55 @@ class TrialRunner:
         """
         return self._run(config, seed, test=True)
 
-    def parameters(self, config: Mapping[str, Any]) -> int:
-        """Parameters of the model that a configuration makes, without making it.
-
-        Raises:
-            ValueError: the configuration is not legal, or the backbone refuses it.
-        """
-        import torch
-
-        from recllm.backbones.train import build_sequential
-
-        with torch.device("meta"):
-            model = build_sequential(*self._catalogue, SimpleNamespace(**self._arguments(config)))
-        return sum(parameter.numel() for parameter in model.parameters())
-
-    def _arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        usual = {name: argument.default for name, argument in recipe_arguments(self.space.recipe).items()}
-        return usual | self.space.arguments(config)
-
-    @cached_property
-    def _catalogue(self) -> tuple[int, str]:
-        from recllm.data.catalog import Catalog
-        from recllm.data.splits import DATASET_FILE
-
-        return len(Catalog.load(self.dataset)), read_json(self.dataset / DATASET_FILE)["time"]
-
     def _run(self, config: Mapping[str, Any], seed: int, test: bool) -> Outcome:
         try:
             checked = self.space.check(config)
-            parameters = self.parameters(checked)
+            arguments = self.space.arguments(checked)
+            parameters = count_parameters(self.space.recipe, arguments, self.inputs)
         except ValueError as error:
-            return Outcome("refused", "", dict(config) if isinstance(config, Mapping) else {}, seed, words=str(error))
+            proposed = dict(config) if isinstance(config, Mapping) else {}
+            return Outcome("refused", "", proposed, seed, words=str(error))
         told = Outcome("ok", self.space.key(checked), checked, seed, parameters=parameters)
         most = self.space.limits.parameters
         if most is not None and parameters > most:
-            return _as(told, "too_large", words=f"{parameters} parameters, {most} are allowed")
-        self._check_data("before")
+            return replace(told, status="too_large", words=f"{parameters} parameters, {most} are allowed")
+        self._check_inputs("before")
         with tempfile.TemporaryDirectory(prefix="trial-", dir=self.scratch) as folder:
             output, log = Path(folder) / "run", Path(folder) / "log"
-            words = self._words(checked, seed, output, test)
+            arguments |= {**self.inputs, "output_dir": output, "seed": seed, "report_test": test}
+            words = [f"--{name}={value}" for name, value in arguments.items()]
             ended = self.launcher.run(recipe_path(self.space.recipe), words, log, self.space.limits)
             outcome = _judge(told, ended, output / METRICS_FILE, log, test)
-        self._check_data("after")
+        self._check_inputs("after")
         return outcome
 
-    def _words(self, config: Mapping[str, Any], seed: int, output: Path, test: bool) -> list[str]:
-        arguments = self.space.arguments(config)
-        arguments |= {"dataset": self.dataset, "output_dir": output, "seed": seed, "report_test": test}
-        return [f"--{name}={value}" for name, value in arguments.items()]
-
-    def _check_data(self, when: str) -> None:
-        if (found := content_fingerprint(self.dataset)) != self.data_fingerprint:
-            raise ValueError(
-                f"{self.dataset} is not what it was ({found[:12]} {when} a trial, {self.data_fingerprint[:12]} at the "
-                "start): its trials cannot be compared; make the data set again and start another study"
-            )
+    def _check_inputs(self, when: str) -> None:
+        for name, folder in self.inputs.items():
+            found = content_fingerprint(folder) if folder.exists() else "nothing there"
+            if found != (known := self.fingerprints[name]):
+                raise ValueError(
+                    f"{name} {folder} is not what it was ({found[:13]} {when} a trial, {known[:13]} at the start): its "
+                    "trials cannot be compared; make it again as it was, or start another study"
+                )
 
 
 def _judge(told: Outcome, ended: Ended, metrics_file: Path, log: Path, test: bool) -> Outcome:
-    told = _as(told, "ok", cpu_seconds=ended.cpu_seconds, wall_seconds=ended.wall_seconds, peak_gib=ended.peak_gib)
+    told = replace(told, **{name: getattr(ended, name) for name in ("cpu_seconds", "wall_seconds", "peak_gib")})
     if ended.stopped:
         spent = f"{ended.cpu_seconds:.1f} processor seconds, {ended.wall_seconds:.1f} s, {ended.peak_gib:.2f} GiB"
-        return _as(told, ended.stopped, words=f"stopped after {spent}")
+        return replace(told, status=ended.stopped, words=f"stopped after {spent}")
     if ended.status:
-        words = _last_words(log) or f"ended with status {ended.status}"
-        return _as(told, _failure(ended, words), words=words)
+        how = f"status {ended.status}" if ended.status > 0 else f"signal {signal.Signals(-ended.status).name}"
+        words = (_last_words(log) if ended.status > 0 else "") or f"ended with {how}"
+        return replace(told, status=_failure(ended, words), words=words)
     roles = ("validation/", "test/") if test else ("validation/",)
     found = read_json(metrics_file)
     if not test and any(name.startswith("test/") for name in found):
         raise ValueError(f"{told.key}: the recipe ranked test targets although it was not asked to")
     metrics = {name: float(value) for name, value in found.items() if name.startswith(roles)}
     if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-        return _as(told, "nan", words=f"{bad[0]} is {metrics[bad[0]]}")
-    return _as(told, "ok", metrics=metrics, parameters=int(found["parameters"]))
+        return replace(told, status="nan", words=f"{bad[0]} is {metrics[bad[0]]}")
+    return replace(told, status="ok", metrics=metrics, parameters=int(found["parameters"]))
 
 
 def _failure(ended: Ended, words: str) -> Status:
@@ -193,7 +170,3 @@ def _last_words(log: Path) -> str:
         stream.seek(max(stream.tell() - 20_000, 0))
         lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1][-_LAST_WORDS:] if lines else ""
-
-
-def _as(outcome: Outcome, status: Status, **values: Any) -> Outcome:
-    return replace(outcome, status=status, **values)

@@ -1,4 +1,5 @@
-"""The search spaces of SASRec and HSTU, after VirtualMLE (arXiv 2606.03221), with the defaults that it starts from.
+"""The search spaces of SASRec and HSTU, after VirtualMLE (arXiv 2606.03221), with the defaults that it starts from; and
+GLASS's, with its recipe's.
 
 Left out of the published space, since the recipe has no such argument: `eval_batch_size` (evaluation sizes its own
 batches and its result does not depend on them) and `embedding_fusion` (it needs a folder of item vectors, and a
@@ -8,13 +9,14 @@ proposal names no paths).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from recllm.tuning.axes import Axis, Cost, When
 from recllm.tuning.recipe import recipe_arguments
 from recllm.tuning.space import Limits, Space
 
-RECIPE = "train_backbone"
+RECIPE, GENERATIVE = "train_backbone", "train_generative"
 _LEFT_OUT = {
     "eval_batch_size": "evaluation sizes its own batches; the result does not depend on them",
     "embedding_fusion": "needs a folder of item vectors, and a proposal names no paths",
@@ -124,7 +126,35 @@ def hstu_space(limits: Limits = _NO_LIMITS) -> Space:
     return Space("hstu", RECIPE, axes, fixed, limits, _LEFT_OUT)
 
 
-SPACES = {"sasrec": sasrec_space, "hstu": hstu_space}
+def glass_space(limits: Limits = _NO_LIMITS) -> Space:
+    """GLASS's: shape, parts, retrieval and optimiser, from what `recipes/train_generative.py` takes."""
+    retrieval = (When("retrieval", (True,)),)
+    values = partial(_axis, recipe=GENERATIVE)
+    axes = (
+        values("hidden_dim", 128, 32, 64, 96, 128, 192, cost="high"),
+        values("num_blocks", 4, 1, 2, 3, 4, 6, cost="high"),
+        values("num_heads", 6, 2, 4, 6, 8, cost="low"),
+        values("head_dim", 64, 16, 32, 64, cost="low"),
+        values("ffn_dim", 1024, 128, 256, 512, 1024, 2048, cost="low"),
+        values("dropout", 0.1, between=(0.0, 0.5)),
+        values("max_len", 20, 10, 20, 50, cost="high"),
+        values("user_tokens", 0, 0, 500, 2000),
+        values("tier", True),
+        values("retrieval", True, cost="low"),
+        values("gate", "code", when=retrieval),
+        values("retrieved", 30, 10, 20, 30, 50, when=retrieval),
+        values("neighbours", 3, 0, 1, 3, 5, when=retrieval),
+        values("threshold", 5, 2, 5, 10, when=(When("neighbours", (1, 3, 5)),)),
+        values("targets_per_user", 0, 0, 1, 2, 5, cost="high"),
+        values("batch_size", 256, 32, 64, 128, 256, 512, cost="low"),
+        values("lr", 1e-3, between=(1e-4, 1e-2), log=True),
+        values("weight_decay", 1e-2, 0.0, 1e-4, 1e-3, 1e-2, 1e-1),
+        values("patience", 5, 2, 3, 5, 8, cost="low"),
+    )
+    return Space("glass", GENERATIVE, axes, {"backbone": "glass"}, limits)
+
+
+SPACES = {"sasrec": sasrec_space, "hstu": hstu_space, "glass": glass_space}
 
 
 def backbone_space(name: str, limits: Limits = _NO_LIMITS) -> Space:
