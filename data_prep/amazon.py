@@ -56,7 +56,7 @@ def main(args: Arguments) -> None:
         dedup=args.dedup,
         keep_unseen=args.keep_unseen,
         max_bad_fraction=args.max_bad_fraction,
-        users=args.sample_users,
+        sampled_users=args.sample_users,
         sample_seed=args.sample_seed,
     )
 

@@ -139,12 +139,10 @@ def prepare(
     dedup: Dedup,
     keep_unseen: bool = False,
     max_bad_fraction: float = 0.01,
-    users: int | None = None,
+    sampled_users: int | None = None,
     sample_seed: int = 0,
 ) -> Prepared:
-    """Build the data set. `keep_unseen` keeps items of the item file that have no event (left).
-
-    `users` draws so many users before the k-core is taken, which leaves fewer of them.
+    """Build the data set. `keep_unseen` keeps items that have no event; the users are sampled first.
 
     Raises:
         ValueError: too many malformed rows, no events, or an empty k-core.
@@ -153,8 +151,8 @@ def prepare(
     if raw.events.height == 0:
         raise ValueError(f"no usable event in {', '.join(raw.rows)}; nothing to prepare")
     whole = drop_repeats(raw.events, dedup)
-    distinct = sample_users(whole, users, sample_seed)
-    events = k_core(distinct, k)
+    drawn = sample_users(whole, sampled_users, sample_seed)
+    events = k_core(drawn, k)
     known = raw.items.unique("item", keep="first", maintain_order=True)
     items = _number_items(known, events, keep_unseen)
     users = events.select(pl.col("user").unique(maintain_order=True)).with_row_index("user_id")
@@ -178,7 +176,7 @@ def prepare(
         "items_without_title": items.filter(pl.col("title") == "").height,
         "duplicate_items": raw.items.height - known.height,
         "dropped_repeats": raw.events.height - whole.height,
-        "dropped_by_k_core": distinct.height - events.height,
+        "dropped_by_k_core": drawn.height - events.height,
         "quarantined": raw.bad.height,
     }
     return Prepared(items.drop("item"), frame, counts)

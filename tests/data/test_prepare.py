@@ -223,7 +223,7 @@ def test_a_sample_of_users_is_drawn_before_the_core():
     assert sample_users(_frame(events), 12, seed=1).equals(drawn)
     assert set(sample_users(_frame(events), 12, seed=2)["user"]) != kept
     assert sample_users(_frame(events), None).rows() == sample_users(_frame(events), 99).rows() == events
-    prepared = prepare(_raw(events), k=3, dedup="none", users=12, sample_seed=1)
+    prepared = prepare(_raw(events), k=3, dedup="none", sampled_users=12, sample_seed=1)
     assert prepared.interactions.height == k_core(drawn, 3).height
     assert prepared.counts["dropped_repeats"] == 0
     with pytest.raises(ValueError, match="sample_users must be at least 1"):
