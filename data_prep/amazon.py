@@ -36,6 +36,8 @@ class Arguments:
     dedup: Literal["first", "last", "none"] = field(
         default="first", metadata={"help": "Which event of a repeated (user, item) pair stays; none keeps all."}
     )
+    sample_users: int | None = field(default=None, metadata={"help": "Users drawn before the k-core; None keeps all."})
+    sample_seed: int = field(default=0, metadata={"help": "Decides which users are drawn."})
     keep_unseen: bool = field(default=False, metadata={"help": "Keep items that have no event."})
     max_bad_fraction: float = field(default=0.01, metadata={"help": "Stop above this share of malformed rows."})
 
@@ -54,6 +56,8 @@ def main(args: Arguments) -> None:
         dedup=args.dedup,
         keep_unseen=args.keep_unseen,
         max_bad_fraction=args.max_bad_fraction,
+        sampled_users=args.sample_users,
+        sample_seed=args.sample_seed,
     )
 
     description = {"name": args.name, "source": SOURCE, "licence": LICENCE}

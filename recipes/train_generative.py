@@ -49,6 +49,7 @@ class Arguments:
     )
     validation_users: int | None = field(default=2000, metadata={"help": "Users looked at between epochs."})
     validation_k: int = field(default=10, metadata={"help": "Cut-off of the NDCG that decides the epoch."})
+    report_test: bool = field(default=True, metadata={"help": "Grade the test targets, too, once after the fit."})
     epochs: int = field(default=20, metadata={"help": "Most epochs."})
     patience: int = field(default=5, metadata={"help": "Epochs without a better validation NDCG before the end."})
     batch_size: int = field(default=256, metadata={"help": "Targets a step."})

@@ -88,7 +88,7 @@ def fingerprint(folder: str | Path) -> str:
         raise FileNotFoundError(f"{folder} does not exist; run the stage that makes it first")
     if (folder / RUN_FILE).exists() and (known := load_run(folder)):
         return known["fingerprint"]
-    return _content_fingerprint(folder)
+    return content_fingerprint(folder)
 
 
 def several(value: Any) -> list[Any]:
@@ -101,7 +101,9 @@ def fingerprints(folders: str | Path | list[str] | list[Path]) -> str | list[str
     return [fingerprint(each) for each in folders] if isinstance(folders, list | tuple) else fingerprint(folders)
 
 
-def _content_fingerprint(folder: Path) -> str:
+def content_fingerprint(folder: str | Path) -> str:
+    """As `fingerprint`, but always from the content: what a run.json says of it is not believed."""
+    folder = Path(folder)
     if folder.is_file():
         return sha256_file(folder)
     digest = hashlib.sha256()
@@ -250,7 +252,7 @@ class RunRecord:
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write `metrics.json` and then, last and atomically, `run.json`; return the record."""
         write_json(self.folder / METRICS_FILE, dict(metrics))
-        record = {**self.draft(), "fingerprint": _content_fingerprint(self.folder)}
+        record = {**self.draft(), "fingerprint": content_fingerprint(self.folder)}
         write_json(self.folder / RUN_FILE, record)
         return record
 

@@ -346,7 +346,7 @@ RUN = """
 import sys
 from recllm.pipeline import process, run_pipeline
 if "alone" in sys.argv:
-    process._dies_with = lambda parent: None
+    process.dies_with = lambda parent: None
 run_pipeline(sys.argv[1], until=sys.argv[2])
 """
 

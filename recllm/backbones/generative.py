@@ -40,13 +40,29 @@ def build(backbone: str, table: SidTable, vectors_ND: np.ndarray | None, args: A
     Raises:
         ValueError: an unknown backbone, and as `GLASS.of_table`.
     """
+    options = _options(backbone, args)
+    if backbone == "tiger":
+        return TIGER.of_table(table, **options)
+    return GLASS.of_table(table, vectors_ND, **options)
+
+
+def build_empty(backbone: str, table: SidTable, args: Any) -> TIGER | GLASS:
+    """The same model before it has learned the table: for counting its parameters.
+
+    Raises:
+        ValueError: an unknown backbone, or options that do not go together.
+    """
+    options = _options(backbone, args)
+    return (TIGER if backbone == "tiger" else GLASS)(len(table), list(table.level_sizes), **options)
+
+
+def _options(backbone: str, args: Any) -> dict[str, Any]:
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone {backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
     shape = {name: getattr(args, name) for name in _SHAPE}
     if backbone == "tiger":
-        return TIGER.of_table(table, max_len=args.max_len, **shape)
-    if backbone == "glass":
-        parts = {name: getattr(args, name) for name in _PARTS}
-        return GLASS.of_table(table, vectors_ND, short_len=args.max_len, **shape, **parts)
-    raise ValueError(f"backbone {backbone!r} is unknown; choose one of {', '.join(BACKBONES)}")
+        return {"max_len": args.max_len, **shape}
+    return {"short_len": args.max_len, **shape, **{name: getattr(args, name) for name in _PARTS}}
 
 
 @dataclass(frozen=True)
@@ -176,6 +192,8 @@ def grade(
 def train_generative(dataset: str | Path, sid_table: str | Path, args: Any) -> tuple[TIGER | GLASS, dict[str, float]]:
     """Fit on the fitting fold, keep the epoch with the best validation NDCG, then read the test targets once.
 
+    With `report_test` false they are never read.
+
     `args` has the fields of the recipe. In its `output_dir` the fit keeps its state after each epoch and goes on from
     there when called again (see `fit`), and ranks.parquet is left, see `save_ranks`.
 
@@ -192,7 +210,7 @@ def train_generative(dataset: str | Path, sid_table: str | Path, args: Any) -> t
     report = _fit(model, dataset, fold, trie, args)
     metrics: dict[str, float] = {"exclude_seen": int(args.exclude_seen), "beams": args.beams}
     ranks = {}
-    for role in ("validation", "test"):
+    for role in ("validation", "test") if args.report_test else ("validation",):
         examples = fold.examples(role)
         graded, rank_E = grade(model.eval(), examples, trie, args.beams, args.exclude_seen)
         metrics |= {f"{role}/{name}": value for name, value in graded.items()}

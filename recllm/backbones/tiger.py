@@ -62,14 +62,14 @@ class TIGER(nn.Module, PyTorchModelHubMixin, library_name="recllm", tags=["gener
         super().__init__()
         self.num_items, self.level_sizes, self.max_len = num_items, tuple(level_sizes), max_len
         self.user_tokens = user_tokens
-        sizes = torch.tensor(self.level_sizes)
-        self.first_user = FIRST_CODE + int(sizes.sum())
+        # Plain numbers, so that a model on the meta device can be made, too.
+        self.starts = [FIRST_CODE + sum(self.level_sizes[:level]) for level in range(len(self.level_sizes))]
+        self.first_user = FIRST_CODE + sum(self.level_sizes)
         self.embedding = nn.Embedding(self.first_user + user_tokens, hidden_dim)
         shape = (num_blocks, hidden_dim, num_heads, head_dim, ffn_dim, dropout)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         # Row i holds the tokens of item i - 1; row 0 is padding.
         self.register_buffer("token_NL", torch.zeros(num_items + 1, len(self.level_sizes), dtype=torch.long))
-        self.starts = [FIRST_CODE + int(start) for start in sizes.cumsum(0) - sizes]
 
     @classmethod
     def of_table(cls, table: SidTable, **options) -> TIGER:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from recllm.data import catalog, interactions
@@ -30,7 +31,10 @@ QUARANTINE_SCHEMA = {"file": pl.String, "row": pl.Int64, "reason": pl.String}
 TIE_RULE = "stable: equal timestamps keep input order"
 SCHEMA = 1
 # Arguments of a data_prep script that dataset.json records under their own names, where the script has them.
-POLICIES = ("routing_items", "split_seed", "k_core", "dedup", "keep_unseen", "max_bad_fraction")
+POLICIES = (
+    *("routing_items", "split_seed", "k_core", "dedup", "keep_unseen", "max_bad_fraction"),
+    *("sample_users", "sample_seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,33 @@ def k_core(events: pl.DataFrame, k: int) -> pl.DataFrame:
     return events
 
 
-def prepare(raw: Raw, *, k: int, dedup: Dedup, keep_unseen: bool = False, max_bad_fraction: float = 0.01) -> Prepared:
-    """Build the data set. `keep_unseen` keeps items of the item file that have no event (left).
+def sample_users(events: pl.DataFrame, users: int | None, seed: int = 0) -> pl.DataFrame:
+    """The events of `users` users drawn by `seed`, in their order; all of them where there are no more, or None.
+
+    Raises:
+        ValueError: fewer than one user is asked for.
+    """
+    if users is None:
+        return events
+    if users < 1:
+        raise ValueError(f"sample_users must be at least 1, got {users}")
+    # numpy's generator draws the same users under every version of polars.
+    names = events["user"].unique(maintain_order=True)
+    drawn = np.random.default_rng(seed).permutation(len(names))[:users]
+    return events.filter(pl.col("user").is_in(names.gather(np.sort(drawn)).implode()))
+
+
+def prepare(
+    raw: Raw,
+    *,
+    k: int,
+    dedup: Dedup,
+    keep_unseen: bool = False,
+    max_bad_fraction: float = 0.01,
+    sampled_users: int | None = None,
+    sample_seed: int = 0,
+) -> Prepared:
+    """Build the data set. `keep_unseen` keeps items that have no event; the users are sampled first.
 
     Raises:
         ValueError: too many malformed rows, no events, or an empty k-core.
@@ -121,8 +150,9 @@ def prepare(raw: Raw, *, k: int, dedup: Dedup, keep_unseen: bool = False, max_ba
     check_bad_fraction(raw, max_bad_fraction)
     if raw.events.height == 0:
         raise ValueError(f"no usable event in {', '.join(raw.rows)}; nothing to prepare")
-    distinct = drop_repeats(raw.events, dedup)
-    events = k_core(distinct, k)
+    whole = drop_repeats(raw.events, dedup)
+    drawn = sample_users(whole, sampled_users, sample_seed)
+    events = k_core(drawn, k)
     known = raw.items.unique("item", keep="first", maintain_order=True)
     items = _number_items(known, events, keep_unseen)
     users = events.select(pl.col("user").unique(maintain_order=True)).with_row_index("user_id")
@@ -145,8 +175,8 @@ def prepare(raw: Raw, *, k: int, dedup: Dedup, keep_unseen: bool = False, max_ba
         "items_without_metadata": items.height - items.join(known, on="item", how="semi").height,
         "items_without_title": items.filter(pl.col("title") == "").height,
         "duplicate_items": raw.items.height - known.height,
-        "dropped_repeats": raw.events.height - distinct.height,
-        "dropped_by_k_core": distinct.height - events.height,
+        "dropped_repeats": raw.events.height - whole.height,
+        "dropped_by_k_core": drawn.height - events.height,
         "quarantined": raw.bad.height,
     }
     return Prepared(items.drop("item"), frame, counts)

@@ -48,7 +48,7 @@ def run_child(command: list[str], stage: str, keep_open: int | None = None) -> N
     descriptors = () if keep_open is None else (keep_open,)
     with _sigterm_raises():
         child = subprocess.Popen(
-            command, env=clean_environment(), pass_fds=descriptors, preexec_fn=_dies_with(os.getpid())
+            command, env=clean_environment(), pass_fds=descriptors, preexec_fn=dies_with(os.getpid())
         )
         try:
             status = child.wait()
@@ -87,7 +87,7 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _dies_with(parent: int) -> Callable[[], None] | None:
+def dies_with(parent: int) -> Callable[[], None] | None:
     """Ask Linux to kill the child when this process is killed; elsewhere the inherited lock has to do."""
     if sys.platform != "linux":
         return None

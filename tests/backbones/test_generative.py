@@ -218,3 +218,11 @@ def test_build_gives_the_recipes_shapes(repo_root):
     assert isinstance(tiger, TIGER) and (tiger.max_len, tiger.user_tokens) == (4, 5)
     assert isinstance(glass, GLASS) and (glass.short_len, glass.retrieved, glass.tiger.user_tokens) == (4, 7, 5)
     assert glass.fusions[0].kind == "paper" and glass.neighbour_KJ.shape == (SIZES[0], 1)
+
+
+def test_the_test_targets_are_only_graded_on_request(tmp_path, repo_root):
+    world, args = write_world(tmp_path), arguments(repo_root, output_dir=str(tmp_path), epochs=1, report_test=False)
+    _, metrics = train_generative(**world, args=args)
+    assert metrics["validation/n"] == 60 and not any(name.startswith("test/") for name in metrics)
+    with pytest.raises(ValueError, match="no ranks of 'test'"):
+        load_ranks(tmp_path, "test")

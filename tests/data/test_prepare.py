@@ -9,7 +9,16 @@ import pytest
 
 from recllm.data.catalog import Catalog
 from recllm.data.interactions import Sequences
-from recllm.data.prepare import Raw, check_bad_fraction, drop_repeats, k_core, prepare, quarantine, write_dataset
+from recllm.data.prepare import (
+    Raw,
+    check_bad_fraction,
+    drop_repeats,
+    k_core,
+    prepare,
+    quarantine,
+    sample_users,
+    write_dataset,
+)
 from recllm.data.splits import load_split
 
 EVENTS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
@@ -202,3 +211,20 @@ def test_a_split_without_test_users_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="no user is long enough"):
         write_dataset(tmp_path / "set", done, raw, Policies(), {})
     assert not (tmp_path / "set").exists()
+
+
+def test_a_sample_of_users_is_drawn_before_the_core():
+    events = _random_events(3, users=30, items=8, n=300)
+    known = list(dict.fromkeys(user for user, _, _ in events))
+    drawn = sample_users(_frame(events), 12, seed=1)
+    kept = set(drawn["user"])
+    assert len(kept) == 12 and kept < set(known)
+    assert drawn.rows() == [event for event in events if event[0] in kept]
+    assert sample_users(_frame(events), 12, seed=1).equals(drawn)
+    assert set(sample_users(_frame(events), 12, seed=2)["user"]) != kept
+    assert sample_users(_frame(events), None).rows() == sample_users(_frame(events), 99).rows() == events
+    prepared = prepare(_raw(events), k=3, dedup="none", sampled_users=12, sample_seed=1)
+    assert prepared.interactions.height == k_core(drawn, 3).height
+    assert prepared.counts["dropped_repeats"] == 0
+    with pytest.raises(ValueError, match="sample_users must be at least 1"):
+        sample_users(_frame(events), 0)

@@ -1,0 +1,78 @@
+"""Measured tables (configuration -> validation and test metrics, seconds) on which tuners are compared in seconds.
+
+Claim: none of its own; `benchmarks/tuning.py` reads what this measures. It lies here because it makes committed files,
+    not a run's folder.
+Run:   RECLLM_DATA=DIR python benchmarks/measure_surfaces.py --work outputs/surfaces
+       python benchmarks/measure_surfaces.py --work outputs/surfaces --export benchmarks/surfaces
+SASRec and HSTU on samples of about 1,300 to 1,500 users of three Amazon sets (drawn before the 5-core; leave one out),
+12 epochs at most, by the project's own runner, test metrics unsealed. A table's trials are the default, `--spread`
+configurations of a scrambled Sobol sequence (the default counts), two repeats of the default for the noise of a seed,
+then everything one axis away from the default and from the three best. The tables grow in turn. Kill it and start it
+again at any time; start it several times at once for several workers. `--export` writes what is measured as parquet
+with its provenance. No row of the data sets is in them.
+Measured: see the provenance in each file.
+"""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recllm.tuning.launch import Forked
+from recllm.tuning.measure import Table, measure
+from recllm.tuning.runner import OBJECTIVE, TrialRunner
+from recllm.tuning.space import Limits
+from recllm.tuning.spaces import surface_space
+
+logger = logging.getLogger("measure_surfaces")
+# Users drawn before the 5-core, which leaves 1,325, 1,238 and 1,487.
+USERS = {"amazon2018-scientific": 4588, "amazon2014-beauty": 6257, "amazon2014-toy": 6650}
+BACKBONES = ("sasrec", "hstu")
+LIMITS = Limits(parameters=2_000_000, cpu_seconds=30.0, wall_seconds=900.0, memory_gib=2.0)
+
+
+def make_dataset(name: str, folder: Path) -> None:
+    """The sample of a data set; nothing happens where it is there."""
+    script = Path(__file__).resolve().parent.parent / "data_prep" / "amazon.py"
+    options = {"name": name, "split": "leave_one_out", "sample_users": USERS[name], "output_dir": folder}
+    words = [f"--{key}={value}" for key, value in options.items()]
+    subprocess.run([sys.executable, str(script), *words], check=True)
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Where data sets and rows are kept.")],
+    export: Annotated[Path | None, typer.Option(help="Measure nothing; write the parquet files here.")] = None,
+    spread: Annotated[int, typer.Option(help="Evenly spread configurations a table.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sequence and of the trials.")] = 0,
+    tables: Annotated[str, typer.Option(help="Only tables whose name holds this text.")] = "",
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Where trials work; memory is best.")] = None,
+) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    launcher, made = Forked(), []
+    for dataset in USERS:
+        for backbone in BACKBONES:
+            name = f"{backbone}-{dataset}"
+            if tables not in name:
+                continue
+            if export is None:
+                make_dataset(dataset, work / "data" / dataset)
+            inputs = {"dataset": work / "data" / dataset}
+            runner = TrialRunner(surface_space(backbone, LIMITS), inputs, scratch, launcher)
+            made.append(Table(name, work / name, runner, dataset, spread, seed))
+    if export is not None:
+        for table in made:
+            logger.info("%s: %d trials", table.export(export), len(table.rows()))
+        return
+    for table, planned in measure(made, seconds):
+        row = table.rows()[-1]
+        told = f"{row['status']} {row[OBJECTIVE] or 0:.4f} {row['cpu_seconds']:.1f} s ({row['wall_seconds']:.0f} s)"
+        logger.info("%s %s %d: %s %s", table.name, planned.origin, len(table.rows()), told, row["words"])
+    launcher.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,192 @@
+"""Measuring a surface: a plan of trials, a file of rows that survives any kill, and what is made of it.
+
+`rows.jsonl` gets one line a trial, whole and on disk before the next begins; a line that a kill tore is no row, and
+its trial runs again. Several workers, on one machine or on a shared disk with locks, share a table: a trial is run by
+who holds the lock on its file in claims/, and a lock ends with its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recllm.data.splits import DATASET_FILE
+from recllm.machine import device_name, git, versions
+from recllm.provenance import read_json
+from recllm.tuning.runner import OBJECTIVE, TrialRunner
+from recllm.tuning.surface import surface_row, write_surface
+
+ROWS_FILE = "rows.jsonl"
+CLAIMS_FOLDER = "claims"
+REPEATS = 3
+_BEST = 3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial to measure. `origin`: `default`; `repeat` (of it, with another seed); `spread` (the even sequence);
+    `star` (one axis away from the default); `peak` (one axis away from one of the best evenly spread ones)."""
+
+    origin: str
+    config: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The measuring of one surface in `folder`.
+
+    Args:
+        name: of the surface, and its file's.
+        runner: with the surface's space and its data set.
+        dataset: the data set's name.
+        spread: evenly spread configurations, the default among them. seed: of their sequence, and of the trials.
+        around: whether the surroundings of the default and of the best follow.
+    """
+
+    name: str
+    folder: Path
+    runner: TrialRunner
+    dataset: str
+    spread: int
+    seed: int = 0
+    around: bool = True
+
+    def plan(self) -> Iterator[Planned]:
+        """The trials in their order; the last part depends on what was measured before it."""
+        space = self.runner.space
+        yield Planned("default", space.default, self.seed)
+        even = (config for config in space.spread(self.seed) if config != space.default)
+        yield from (Planned("spread", config, self.seed) for config in itertools.islice(even, 19))
+        yield from (Planned("repeat", space.default, self.seed + extra) for extra in range(1, REPEATS))
+        yield from (Planned("spread", config, self.seed) for config in itertools.islice(even, self.spread - 20))
+        if self.around:
+            yield from (Planned("star", config, self.seed) for config in space.neighbours(space.default))
+            for best in self._best():
+                yield from (Planned("peak", config, self.seed) for config in space.neighbours(best))
+
+    def _best(self) -> list[dict[str, Any]]:
+        even = [row for row in self.rows() if row["origin"] in ("default", "spread") and row["status"] == "ok"]
+        even.sort(key=lambda row: (-row[OBJECTIVE], row["key"]))
+        return [json.loads(row["config"]) for row in even[:_BEST]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every finished trial, in the order of finishing."""
+        return read_rows(self.folder / ROWS_FILE)
+
+    def step(self, planned: Planned) -> bool:
+        """Measure a trial unless it is done or another worker is at it; whether it was measured here."""
+        mark = f"{self.runner.space.key(planned.config)}-{planned.seed}"
+        if mark in self._done:
+            return False
+        with claimed(self.folder / CLAIMS_FOLDER / mark) as mine:
+            if not mine:
+                return False
+            self._done.update(_mark(row) for row in self.rows())  # what others finished in the meantime
+            if mark in self._done:
+                return False
+            outcome = self.runner.run_unsealed(planned.config, planned.seed)
+            append_row(self.folder / ROWS_FILE, surface_row(outcome, planned.origin))
+            self._done.add(mark)
+            return True
+
+    @cached_property
+    def _done(self) -> set[str]:
+        return {_mark(row) for row in self.rows()}
+
+    def export(self, folder: Path) -> Path:
+        """Write what is measured as `folder`/NAME.parquet, one row a configuration.
+
+        Raises:
+            ValueError: nothing is measured yet.
+        """
+        rows = self.rows()
+        if not rows:
+            raise ValueError(f"{self.folder} has no measured row yet")
+        once: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["origin"] != "repeat":
+                once.setdefault(row["key"], row)
+        path = folder / f"{self.name}.parquet"
+        write_surface(path, list(once.values()), self._provenance(rows))
+        return path
+
+    def _provenance(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        space, described = self.runner.space, read_json(self.runner.inputs["dataset"] / DATASET_FILE)
+        default = space.key(space.default)
+        noise = {str(row["seed"]): row[OBJECTIVE] for row in rows if row["key"] == default and row["status"] == "ok"}
+        return {
+            **{"backbone": space.name, "dataset": self.dataset, "limits": asdict(space.limits)},
+            **{"seed": self.seed, "fixed": dict(space.fixed), "schema": space.schema()},
+            "data": {name: described[name] for name in ("name", "split", "sample_users", "sample_seed", "counts")},
+            **{"data_fingerprint": self.runner.fingerprints["dataset"], "default_by_seed": noise},
+            **{"versions": versions(), "git_sha": git("rev-parse", "HEAD"), "device": device_name()},
+            "columns": "origin: default, spread (even sequence), star and peak (one axis from the default or the best)",
+        }
+
+
+def measure(tables: list[Table], seconds: float | None = None) -> Iterator[tuple[Table, Planned]]:
+    """Work on the tables in turn, a trial each, until all plans are done or `seconds` are over; yields what it did."""
+    began = time.monotonic()
+    plans = [(table, table.plan()) for table in tables]
+    while plans:
+        for table, plan in list(plans):
+            if seconds is not None and time.monotonic() - began > seconds:
+                return
+            planned = next((each for each in plan if table.step(each)), None)
+            if planned is None:
+                plans.remove((table, plan))
+            else:
+                yield table, planned
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process holds the lock of that name, as long as the block lasts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of rows; torn ones are left out, and a file that is not there has none."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
+    return found
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row at the end, on disk when this returns; a torn line before it stays torn and apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(end - 1, 0))
+        start = b"" if stream.read(1) in (b"\n", b"") else b"\n"
+        stream.write(start + json.dumps(dict(row)).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    return f"{row['key']}-{row['seed']}"
