@@ -22,7 +22,7 @@ class Arguments:
     dataset: str = field(metadata={"help": "Folder of the data set (split: roles)."})
     sid_table: str = field(metadata={"help": "Folder of the SID table."})
     output_dir: str = field(metadata={"help": "Folder for the chat data set."})
-    kinds: list[str] = field(default_factory=lambda: ["category"], metadata={"help": "Of category, direct, next, pair."})
+    kinds: list[str] = field(default_factory=lambda: ["category"], metadata={"help": "category, direct, next, pair."})
     teacher: str = field(default="template", metadata={"help": "template, local:FOLDER_OR_HUB_ID or endpoint:MODEL."})
     base_url: str | None = field(default=None, metadata={"help": "Of an endpoint; OPENAI_BASE_URL where not given."})
     temperature: float = field(default=0.0, metadata={"help": "Of a teacher that is a language model; 0 is greedy."})
