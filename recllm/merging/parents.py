@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recllm.merging.checkpoint import INDEX, SINGLE, TensorInfo, pickle_advice, read_header, read_headers
-from recllm.provenance import read_json, sha256_file
+from recllm.provenance import fingerprint, read_json, sha256_file
 from recllm.sid.vocabulary import TABLE_FOLDER
 
 ADAPTER = "adapter_config.json"
@@ -193,6 +194,16 @@ def make_ready(parent: Parent, work: Path) -> Path:
         shutil.copytree(source / TABLE_FOLDER, folder / TABLE_FOLDER, dirs_exist_ok=True)
     done.write_text(json.dumps(mark), encoding="utf-8")
     return folder
+
+
+def source_fingerprint(parent: Parent) -> str:
+    """Identity of what the parent is made of: its folder's content, of an adapter also its base's."""
+    patterns = _WANTED + ((_ADAPTER_WEIGHTS,) if parent.adapter else ("*.bin",) if parent.pickled else ())
+    folder = Path(parent.address) if Path(parent.address).is_dir() else _download(parent.address, patterns)
+    if not parent.adapter:
+        return fingerprint(folder)
+    both = f"{fingerprint(folder)} {source_fingerprint(describe(parent.base))}"
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def _merge_adapter(parent: Parent, folder: Path) -> Path:

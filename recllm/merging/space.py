@@ -221,7 +221,17 @@ class Space:
         grid = content.get("grid") if isinstance(content, dict) else None
         if not isinstance(grid, list) or not grid or set(content) != {"grid"}:
             raise ValueError(f"{path}: expected one key `grid` with a list of entries, each with a method")
-        return cls.of(itertools.chain.from_iterable(_entry(path, row, entry) for row, entry in enumerate(grid, 1)))
+        return cls.of_entries(grid, str(path), path.parent)
+
+    @classmethod
+    def of_entries(cls, entries: Iterable[Any], where: str = "grid", folder: Path = Path()) -> Space:
+        """The points of a grid's entries. `folder`: where their mergekit files lie.
+
+        Raises:
+            ValueError: what is wrong, with `where` and the number of the entry.
+        """
+        found = (_entry(where, folder, row, entry) for row, entry in enumerate(entries, 1))
+        return cls.of(itertools.chain.from_iterable(found))
 
     def lines(self) -> dict[float, list[Point]]:
         """Strength -> the points that are the same straight mix by mathematics, where there are several."""
@@ -232,17 +242,17 @@ class Space:
         return {strength: points for strength, points in found.items() if len(points) > 1}
 
 
-def _entry(path: Path, row: int, entry: Any) -> Iterable[Point]:
+def _entry(where: str, folder: Path, row: int, entry: Any) -> Iterable[Point]:
     from recllm.merging.mergekit_yaml import read_mergekit
 
     try:
         if isinstance(entry, dict) and set(entry) == {"mergekit"}:
-            return [read_mergekit(path.parent / str(entry["mergekit"]))[0]]
+            return [read_mergekit(folder / str(entry["mergekit"]))[0]]
         if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
             raise ValueError("needs a method, or the key mergekit with a file")
         return list(expand(entry))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: entry {row} of the grid: {error}") from error
+        raise ValueError(f"{where}: entry {row} of the grid: {error}") from error
 
 
 def engine_order(points: Iterable[Point]) -> list[Point]:

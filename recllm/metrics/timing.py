@@ -84,3 +84,12 @@ def compare(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, warmup: in
             with watches[name]:
                 call()
     return watches
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

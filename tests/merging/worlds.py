@@ -52,6 +52,20 @@ def family(root: Path, **options) -> dict[str, Path]:
     return {role: write_parent(root / role, seed, **options) for seed, role in enumerate(roles)}
 
 
+def model_family(root: Path, **options) -> dict[str, Path]:
+    """A family that transformers loads whole: the same, with a tokenizer of the numbers below WORDS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    found = family(root, **options)
+    tokenizer = Tokenizer(models.WordLevel({str(word): word for word in range(WORDS)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    for folder in found.values():
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0", "eos_token": "1", "pad_token": "2"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return found
+
+
 def by_mergekit(text: str, folder: Path, seed: int | None = None) -> dict[str, torch.Tensor]:
     """What mergekit makes of a configuration, as it writes it to disk."""
     from mergekit.config import MergeConfiguration

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from recllm.metrics.timing import duration
 from recllm.training.display.samples import sample_table
 from recllm.training.overrides import override
 from recllm.training.validation import report_checks
@@ -171,12 +172,3 @@ class Progress(TrainerCallback):
             return None
         most = _OUTLIER * statistics.median(self.seconds)
         return statistics.fmean(min(one, most) for one in self.seconds) * max(0, state.max_steps - state.global_step)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min` or `3 h 05 min`."""
-    seconds = round(seconds)
-    if seconds < 100:
-        return f"{seconds} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

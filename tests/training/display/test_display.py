@@ -18,11 +18,12 @@ from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
 from recllm.data.splits import load_split
+from recllm.metrics.timing import duration
 from recllm.recommender.prompts import prompt_examples, prompt_rows
 from recllm.recommender.rewards import MONITORS, TERMS, Reward
 from recllm.training.display import progress as display
 from recllm.training.display.curves import CURVES_FILE, Curves, draw_curves, panels, plot_curves, promotions, smooth
-from recllm.training.display.progress import Progress, duration, show_progress
+from recllm.training.display.progress import Progress, show_progress
 from recllm.training.display.samples import chat_text, cut, ending, sample_table, visible
 from recllm.training.recommender import build_recommender_trainer
 from recllm.training.safety.reward_guard import guard_rewards
