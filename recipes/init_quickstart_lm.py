@@ -16,10 +16,15 @@ from recllm.training.arguments import parse
 
 @dataclass
 class Arguments:
-    dataset: str = field(metadata={"help": "Folder of the data set whose text the tokenizer learns."})
     output_dir: str = field(metadata={"help": "Folder for the model and its tokenizer."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Folder of the data set whose text the tokenizer learns; needless with chats."}
+    )
     chats: str | None = field(
         default=None, metadata={"help": "Folder of a chat data set that the tokenizer learns in place of the prompts."}
+    )
+    single_digits: bool = field(
+        default=False, metadata={"help": "For chats about numbers: every digit is a token, and so is a role's name."}
     )
     vocab_size: int = field(default=4096, metadata={"help": "BPE tokens before the markers and sids are added."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the network."})
@@ -41,16 +46,18 @@ def main(args: Arguments) -> None:
     from recllm.training.chat import set_chat_template
     from recllm.training.tiny_lm import build_model, chat_texts, train_tokenizer, training_texts
 
-    inputs = {"dataset": args.dataset} | ({"chats": args.chats} if args.chats else {})
+    inputs = {name: folder for name in ("dataset", "chats") if (folder := getattr(args, name))}
+    if not inputs:
+        raise ValueError("the tokenizer learns from text: give the folder of a data set, or of chats")
     record = RunRecord.start(args.output_dir, "init_quickstart_lm", args, inputs=inputs)
     if record.complete:
         return
 
     if args.chats:
-        texts = chat_texts(args.chats)
+        texts = chat_texts(args.chats, roles=args.single_digits)
     else:
         texts = training_texts(Catalog.load(args.dataset), extra=example_calls())
-    tokenizer = train_tokenizer(texts, args.vocab_size)
+    tokenizer = train_tokenizer(texts, args.vocab_size, args.single_digits)
     set_chat_template(tokenizer, args.chat_template)
 
     shape = (args.hidden_size, args.num_layers, args.num_heads, args.max_length)

@@ -30,22 +30,32 @@ def training_texts(catalog: Catalog, extra: Sequence[str] = ()) -> list[str]:
     return texts + list(extra)
 
 
-def chat_texts(folder: str | Path, most: int = 20_000) -> list[str]:
-    """The messages of a chat data set, of `most` rows at most, without the sids: those become tokens of their own."""
+def chat_texts(folder: str | Path, most: int = 20_000, roles: bool = False) -> list[str]:
+    """The messages of a chat data set, of `most` rows at most, without the sids: those become tokens of their own.
+
+    `roles`: also the role that a chat template names before each message.
+    """
     from recllm.training.sft import load_chats
 
     rows = load_chats(folder)
     chats = rows.select(range(min(most, len(rows))))["messages"]
-    return [_SID.sub("", message["content"]) for chat in chats for message in chat]
+    said = ("role", "content") if roles else ("content",)
+    return [_SID.sub("", message[part]) for chat in chats for message in chat for part in said]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen3's markers; every string round-trips. `vocab_size` counts all but the added tokens."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, single_digits: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen3's markers; every string round-trips. `vocab_size` counts all but the added tokens.
+
+    `single_digits`: no token holds more than one digit, as in Qwen3.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if single_digits:
+        apart = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([apart, tokenizer.pre_tokenizer])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
