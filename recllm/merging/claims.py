@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,11 @@ class Claims:
         with locked(self.folder / _LOCK):
             yield
 
-    def discard(self) -> None:
-        """Remove claims that nobody holds any more."""
-        with locked(self.folder / _LOCK) as lock:
-            for path in self.folder.glob("*.json"):
-                if self._is_void(path, lock.fileno()):
-                    path.unlink()
+    def discard(self, keys: Iterable[str]) -> None:
+        """Remove the claims on points that are done, whoever left them."""
+        with locked(self.folder / _LOCK):
+            for key in keys:
+                (self.folder / f"{key}.json").unlink(missing_ok=True)
 
     def _take(self, key: str) -> int | None:
         """A descriptor of the claim's file, or None where another worker is at the point."""

@@ -14,6 +14,11 @@ from rich.progress import Progress as Bar
 from recllm.metrics.timing import duration
 
 
+def is_first_rank() -> bool:
+    """Whether this process speaks for its launch: the first rank, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class SweepProgress:
     """Counts the points of all workers; the time left is by their common pace since this one started.
 
@@ -27,7 +32,7 @@ class SweepProgress:
     def __init__(self, total: int, done: int, console: Console | None = None) -> None:
         self.total, self.first, self.done = total, done, done
         self.began = time.monotonic()
-        self.shows = os.environ.get("RANK", "0") == "0"
+        self.shows = is_first_rank()
         self.console = console or Console()
         self._bar: Bar | None = None
 

@@ -8,6 +8,7 @@ their headers, and nothing is written where they do not belong together or to wh
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,9 +31,11 @@ from recllm.merging.live import Bench
 from recllm.merging.methods import DIRECT, THINKING
 from recllm.merging.parents import Parent, describe, make_ready, source_fingerprint
 from recllm.merging.preflight import Preflight, preflight
-from recllm.merging.progress import SweepProgress
+from recllm.merging.progress import SweepProgress, is_first_rank
 from recllm.merging.space import Point, Space, engine_order
 from recllm.provenance import METRICS_FILE, RunRecord, load_run, read_json
+
+logger = logging.getLogger(__name__)
 
 ENDS = {DIRECT: Point.of("linear", strength=0.0), THINKING: Point.of("linear", strength=1.0)}
 _READY_FOLDER = "parents"  # adapters that were merged in, pickles that were converted
@@ -92,6 +95,8 @@ def plan_sweep(
     points = Space.of([*missing, *space.points]).points
     parents = {role: describe(address, pickle_weights) for role, address in addresses.items()}
     found = preflight(parents, points, folder, checkpoints=0)
+    for warning in found.warnings:
+        logger.warning("%s", warning)
     marks = {role: source_fingerprint(parent) for role, parent in parents.items()}
     plan = SweepPlan(folder, parents, marks, points, evaluator, found)
     if (folder / SWEEP_FILE).exists():
@@ -146,7 +151,7 @@ def run_sweep(plan: SweepPlan) -> Sweep:
             if not any(results) and len(done) < len(order):
                 progress.waits(len(done))
                 time.sleep(_POLL_SECONDS)
-    claims.discard()
+    claims.discard(point.key for point in order)
     return read_sweep(plan.folder)
 
 
@@ -157,7 +162,9 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
         if there:
             _check_same(there, plan)
         ready = plan.folder / _READY_FOLDER
-        folders = {role: make_ready(parent, ready) for role, parent in plan.parents.items()}
+        folders = {  # by content: what was made of an earlier adapter at the same address is not taken for this one
+            role: make_ready(parent, ready / plan.fingerprints[role][:16]) for role, parent in plan.parents.items()
+        }
         if not there or list(plan.points) != there.points or folders.keys() != there.parents.keys():
             told = {
                 role: {
@@ -213,7 +220,8 @@ def sweep_metrics(sweep: Sweep) -> dict[str, Any]:
 def finish_sweep(record: RunRecord, sweep: Sweep) -> dict[str, Any]:
     """End the run, once for all workers: the first writes metrics and record, the others read them."""
     with Claims(sweep.folder).alone():
-        if load_run(sweep.folder):
+        known, same = load_run(sweep.folder), "points_fingerprint"
+        if known and known["config"].get(same) == record.config[same]:
             return read_json(sweep.folder / METRICS_FILE)
         metrics = sweep_metrics(sweep)
         record.finish(metrics)
@@ -221,7 +229,9 @@ def finish_sweep(record: RunRecord, sweep: Sweep) -> dict[str, Any]:
 
 
 def print_sweep(metrics: Mapping[str, Any]) -> None:
-    """The parents and the best point, one line each."""
+    """The parents and the best point, one line each; by the first rank of a launch only."""
+    if not is_first_rank():
+        return
     print(f"{metrics['points']} points, {metrics['n']} questions x {metrics['samples']} samples, 95% intervals")
     for name in (*ENDS, "best"):
         accuracy, tokens = (

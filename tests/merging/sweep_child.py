@@ -1,7 +1,8 @@
 """Runs recipes/merge_sweep.py as often as it is asked, each time in a fork of its own that has the imports already.
 
-A line of JSON on standard input starts a run, {"argv": [...], "log": file}, or waits for one, {"wait": pid}. The answer
-is the fork's pid, or its exit status, negative where a signal ended it.
+The first argument is a model to warm up with. A line of JSON on standard input starts a run, {"argv": [...], "log":
+file}, or waits for one, {"wait": pid}. The answer is the fork's pid, or its exit status, negative where a signal ended
+it.
 """
 
 import json
@@ -11,9 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-import transformers.models.llama.modeling_llama  # noqa: F401  what takes seconds
-
-import recllm.merging.sweep  # noqa: F401
+import recllm.merging.sweep  # noqa: F401  what takes seconds
 from recllm.training.arguments import parse
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "merge_sweep.py"
@@ -34,12 +33,18 @@ def run(argv: list[str], log: str) -> int:
     return 0
 
 
-def main() -> None:
-    from trl import TrlParser  # noqa: F401
+def warm_up(model: str) -> None:
+    """What a fork need not do again: imports, and what transformers compiles when it loads its first model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    parse(runpy.run_path(str(RECIPE))["Arguments"], argv=[f"--{k}=x" for k in ("direct", "thinking")] + [
-        "--output_dir=x", "--grid=x", "--evaluator=x"
-    ])  # fmt: skip
+    AutoModelForCausalLM.from_pretrained(model)
+    AutoTokenizer.from_pretrained(model)
+    words = [f"--{name}=x" for name in ("direct", "thinking", "output_dir", "grid", "evaluator")]
+    parse(runpy.run_path(str(RECIPE))["Arguments"], argv=words)
+
+
+def main(model: str) -> None:
+    warm_up(model)
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
@@ -49,7 +54,8 @@ def main() -> None:
             if not answer:
                 os._exit(run(asked["argv"], asked["log"]))
         print(json.dumps(answer), flush=True)
+    os._exit(0)  # nothing to tidy up, and torch takes its time
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

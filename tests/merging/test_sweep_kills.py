@@ -38,14 +38,16 @@ GRIDS = {
 class Forks:
     """Runs of the recipe, each in a process of its own."""
 
-    def __init__(self):
+    def __init__(self, model):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
         }
         self.environment = environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, str(HERE / "sweep_child.py")], env=environment, **pipes)
+        self.server = subprocess.Popen(
+            [sys.executable, str(HERE / "sweep_child.py"), str(model)], env=environment, **pipes
+        )
 
     def ask(self, **question):
         self.server.stdin.write(json.dumps(question) + "\n")
@@ -60,16 +62,16 @@ class Forks:
 
 
 @pytest.fixture(scope="module")
-def forks():
-    found = Forks()
-    yield found
-    found.server.stdin.close()
-    found.server.wait(timeout=60)
+def parents(tmp_path_factory):
+    return model_family(tmp_path_factory.mktemp("family"))
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory):
-    return model_family(tmp_path_factory.mktemp("family"))
+def forks(parents):
+    found = Forks(parents["direct"])
+    yield found
+    found.server.stdin.close()
+    found.server.wait(timeout=60)
 
 
 def words(parents, folder, count, pause=0.05):
@@ -103,7 +105,9 @@ def finish(forks, argv, log):
     assert status == 0, log.read_text()[-3000:]
 
 
-@pytest.mark.parametrize(("kills", "count"), [(5, 12), pytest.param(50, 40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "count"), [(5, 12), pytest.param(50, 40, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
 def test_a_sweep_survives_kills_at_random_moments(forks, parents, tmp_path, kills, count):
     peaceful, killed, log = tmp_path / "peaceful", tmp_path / "killed", tmp_path / "log"
     finish(forks, words(parents, peaceful, count, pause=0), log)
@@ -142,3 +146,17 @@ def test_workers_that_start_together_do_each_point_once(forks, parents, tmp_path
     shares = [row["worker"] for row in read_sweep(shared).records.values()]
     assert {int(name.rsplit(":")[-1]) for name in shares} == set(workers), "one worker did everything"
     assert not any(int(line.split("/")[0]) > 12 for line in log.read_text().splitlines() if "/12 " in line)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_ranks_of_a_launch_share_the_points(forks, parents, tmp_path):
+    alone, shared, log = tmp_path / "alone", tmp_path / "shared", tmp_path / "log"
+    finish(forks, words(parents, alone, 12, pause=0), log)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, str(RECIPE), *words(parents, shared, 12, pause=2)]
+    done = subprocess.run(command, env=forks.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert content(shared) == content(alone)
+    assert len({row["worker"] for row in read_sweep(shared).records.values()}) == 2
+    assert done.stdout.count("12 points, 6 questions") == 1, "one rank speaks"
