@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recllm.hub import card_merge
 from recllm.hub import card_parts as parts
 from recllm.provenance import METRICS_FILE, RUN_FILE, RunRecord, read_json
 
@@ -17,6 +18,7 @@ _WHAT = {
     "init_quickstart_lm": "A small language model with random weights and a tokenizer of its own, to be trained on.",
     "extend_vocab": "A language model whose vocabulary was extended by the tokens of semantic ids.",
     "sft": "A language model fine-tuned on chats about recommendation.",
+    "merge_deliver": "A language model merged of a direct and a thinking parent, at one point between speed and depth.",
     "grpo_planner": "A language model that chooses per user between a fast retriever, a ranker and a slow reasoner.",
 }
 _CLASSES = {"sasrec": "SASRec", "din": "DIN", "hstu": "HSTU", "tiger": "TIGER", "glass": "GLASS"}
@@ -31,8 +33,9 @@ def render_card(folder: str | Path, record: Mapping[str, Any] | None = None) -> 
     Args:
         record: what run.json holds or will hold; keys used where present are recipe, config, inputs, seed, git_sha,
             git_dirty, versions, device, wall_seconds, peak_memory_gib, fingerprint, assets (records of
-            `assets.source_of`), dataset (a dataset.json), license, limits (sentences), model_class
-            (`recllm.backbones.sasrec:SASRec`) and metrics (else metrics.json is read). Default: run.json itself.
+            `assets.source_of`), dataset (a dataset.json), license, limits (sentences), merge (see
+            `card_merge`), model_class (`recllm.backbones.sasrec:SASRec`) and metrics (else metrics.json is read).
+            Default: run.json itself.
 
     Raises:
         ValueError: run.json or metrics.json is torn.
@@ -75,6 +78,7 @@ def _render(folder: Path, record: Mapping[str, Any] | None, is_dataset: bool) ->
         "config": parts.shown_config(record.get("config") or {}),
         "measured": parts.metric_rows(metrics, costs=False),
         "costs": parts.metric_rows(metrics, costs=True) + parts.run_costs(record),
+        "merge": card_merge.context(folder, record),
         "limits": _limits(record, is_dataset),
         "provenance": parts.provenance_rows(record),
         "assets": parts.asset_rows(record),
@@ -100,6 +104,7 @@ def _front_matter(
     fields["pipeline_tag"] = "text-generation" if "CausalLM" in str(architectures) else None
     fields["datasets"] = data_sets or None
     fields["base_model"] = base
+    fields |= card_merge.fields(record, tags)
     # A model that was graded on validation, where it was chosen among others, has no result to tell.
     graded = (record.get("config") or {}).get("eval_role", "test") == "test"
     results = _eval_results(metrics, recipe, data_sets) if graded else []

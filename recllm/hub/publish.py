@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,17 @@ def publish(
     prefix = "datasets/" if repo_type == "dataset" else ""
     url = f"{endpoint}/{prefix}{repo_id}/tree/{quote(chosen.revision, safe='')}"
     return PublishResult(url=url, revision=chosen.revision, commit=commit)
+
+
+@contextmanager
+def open_repository(
+    repo_id: str, retries: int = 5, token: str | None = None, repo_type: str = "model", endpoint: str | None = None
+) -> Iterator[Repository]:
+    """A repository to look into, every request of the block bounded; errors as of `publish`."""
+    _check_repo_id(repo_id)
+    repository = Repository(HubCaller(_endpoint(endpoint), _token(token), Retry(retries)), repo_id, repo_type)
+    with repository.caller.session():
+        yield repository
 
 
 def publish_with_outcome(

@@ -15,6 +15,12 @@ from recllm.hub.selection import Selection
 
 CARD_FILE = "README.md"
 _OF_THE_HUB = {".gitattributes"}  # in every new repository
+_DONE = "recllm push"  # how the titles of commits begin
+_BEGIN = f"{_DONE} begin"
+
+
+def _is_done(title: str) -> bool:
+    return title.startswith(f"{_DONE} ") and not title.startswith(f"{_BEGIN} ")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Repository:
         held = self.caller.call("listing the revision", lambda: api.list_repo_files(**self.where, revision=revision))
         return set(held) - _OF_THE_HUB
 
+    def complete_branches(self) -> set[str]:
+        """Branches whose last commit completes a push."""
+        refs = self.caller.call("reading the revisions", lambda: self.caller.api.list_repo_refs(**self.where))
+        return {ref.name for ref in refs.branches if _is_done(self.commits(ref.name)[0].title)}
+
     def check_free(self, revision: str) -> None:
         """Raise `FileExistsError` where the revision exists and holds anything."""
         if self.has(revision) and self.files(revision):
@@ -96,7 +107,7 @@ class Push:
             FileExistsError: the revision holds something else.
             PublishError: a step failed for good.
         """
-        begin, done = f"recllm push begin {self.content_id}", f"recllm push {self.content_id}"
+        begin, done = f"{_BEGIN} {self.content_id}", f"{_DONE} {self.content_id}"
         head = self._open(begin, done)
         if head.title == done:
             return head.commit_id

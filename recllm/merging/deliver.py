@@ -31,13 +31,14 @@ from recllm.merging.layout import Layout
 from recllm.merging.mergekit_yaml import to_mergekit
 from recllm.merging.methods import DIRECT
 from recllm.merging.space import Point
-from recllm.provenance import write_json
+from recllm.provenance import read_json, write_json
 from recllm.sid.vocabulary import TABLE_FOLDER
 
 if TYPE_CHECKING:
     from recllm.merging.engine import MergeEngine
 
 CONFIG_FILE, POINT_FILE = "mergekit_config.yml", "point.json"
+_DONE_FILE = ".staging-point.json"  # by its name no part of what a run delivers
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", INDEX)
 _RECORDS = (".", "run.json", "metrics.json", "README.md")  # of the parent's own run
 # What says that a process is one of several ranks; mergekit's process is none.
@@ -88,6 +89,34 @@ def _complete(folder: Path, point: Point, source: Path) -> None:
     if (source / "generation_config.json").is_file():
         shutil.copy(source / "generation_config.json", folder / "generation_config.json")
     write_json(folder / POINT_FILE, {"key": point.key, "method": point.method, "axes": point.axes})
+
+
+def deliver_into(point: Point, parents: Mapping[str, str | Path], folder: Path, mark: str) -> None:
+    """Deliver the point into a folder that may hold more, a run's for instance; what is there already is kept.
+
+    Args:
+        mark: identity of the parents. The same point of the same parents is not merged again.
+
+    Raises:
+        RuntimeError: as `deliver_point`.
+    """
+    done, wanted = folder / _DONE_FILE, {"key": point.key, "parents": mark}
+    if done.is_file() and read_json(done) == wanted:
+        return
+    done.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name.endswith(_WEIGHTS):  # of another point, in other shards
+            path.unlink()
+    staging = folder / ".staging-point"
+    shutil.rmtree(staging, ignore_errors=True)
+    deliver_point(point, parents, staging)
+    for path in sorted(staging.iterdir()):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    staging.rmdir()
+    write_json(done, wanted)
 
 
 def check_tensors(folder: str | Path, expected: Mapping[str, TensorInfo]) -> None:

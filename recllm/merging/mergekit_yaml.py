@@ -37,6 +37,17 @@ def to_mergekit(point: Point, layout: Layout, parents: Mapping[str, str | Path],
     return f"# {point.label} ({point.key})\n{seed}{own}{text}"
 
 
+def rename_models(text: str, names: Mapping[str, str]) -> str:
+    """mergekit YAML with models renamed, comments kept: a configuration without this machine's paths."""
+    config = yaml.safe_load(text)
+    for model in config["models"]:
+        model["model"] = names.get(model["model"], model["model"])
+    if "base_model" in config:
+        config["base_model"] = names.get(config["base_model"], config["base_model"])
+    comments = "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#"))
+    return comments + yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=110)
+
+
 def _address(path: str | Path) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else str(path)
 

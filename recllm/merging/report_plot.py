@@ -19,12 +19,12 @@ _MARKERS = "ovs^DPX*<>hp"
 _LONGEST = 40  # characters of a method's name
 
 
-def plot_curve(found: Analysis, folder: Path) -> None:
+def plot_curve(found: Analysis, folder: Path, chosen: Row | None = None) -> None:
     """Write `curve.png` and `curve.svg`.
 
     Left: a line a method and setting in the method's colour, 95% intervals as thin bars, the front as a dark staircase
     whose points are numbered as in the report, the parents as large marks. Right, where think shares are known: the
-    share against the strength, with the two levels that bound the phases.
+    share against the strength, with the two levels that bound the phases. `chosen` is marked by a star.
     """
     from matplotlib.ticker import LogLocator
 
@@ -36,6 +36,9 @@ def plot_curve(found: Analysis, folder: Path) -> None:
     _lines(left, results, styles)
     _staircase(left, found.front)
     _parents(left, results.parents)
+    if chosen is not None:
+        mark = {"markersize": 20, "color": "gold", "markeredgecolor": "black", "linestyle": "none", "zorder": 4}
+        left.plot(chosen.tokens, chosen.accuracy, "*", label="this model", **mark)
     tokens = [row.tokens for row in results.rows]
     if min(tokens) > 0 and max(tokens) / min(tokens) > _WIDE:
         left.set_xscale("log")
