@@ -13,7 +13,10 @@ import torch
 from recllm.data.prompts import assistant, reasoner_prompt
 from recllm.data.splits import load_split
 from recllm.evaluation.tunable_depth import has_thought, read_preamble, recommendation_evaluator
-from recllm.sid.vocabulary import sid_token_ids
+from recllm.merging.evaluators import load_evaluator, read_options
+from recllm.merging.space import Point, Space
+from recllm.merging.sweep import ENDS, plan_sweep, run_sweep
+from recllm.sid.vocabulary import save_extended, sid_token_ids
 
 worlds = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).with_name("recommender_worlds.py")), run_name="recommender_worlds")
@@ -166,6 +169,25 @@ def test_more_samples_leave_the_first_alone_and_another_seed_draws_others(world)
     assert not np.array_equal(ask(world, temperature=2.0, seed=1).tokens_QS, two.tokens_QS)
     sure = ask(world, temperature=0.0)
     assert np.array_equal(sure.tokens_QS[:, 0], sure.tokens_QS[:, 1])
+
+
+def test_the_ends_of_a_sweep_are_its_parents(world, tmp_path):
+    other = copy.deepcopy(world.model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(0.9)
+    parents = {"direct": world.model, "thinking": other}
+    for role, model in parents.items():
+        save_extended(tmp_path / role, model, world.tokenizer, world.table)
+    folders = {name: world.options[name] for name in ("dataset", "sid_table")}
+    evaluator = load_evaluator("recommendation", read_options("{users: 10, think_tokens: 9}", folders))
+    grid = Space.of([Point.of("linear", strength=0.5)])
+    addresses = {role: str(tmp_path / role) for role in parents}
+    swept = run_sweep(plan_sweep(tmp_path / "sweep", addresses, grid, evaluator))
+    assert len(swept.records) == 3
+    for role, model in parents.items():
+        assert equal(swept.samples(ENDS[role].key), evaluator(model, world.tokenizer))
+    assert not equal(swept.samples(ENDS["direct"].key), swept.samples(ENDS["thinking"].key))
 
 
 def test_the_role_says_whose_targets_are_asked_for(world):

@@ -102,7 +102,10 @@ def test_dialects_of_csv(tmp_path, dialect):
         ([",0.5,0.5,10,50"], "line 2: method is empty"),
         (["linear,0.5,0.5,10"], "line 2: 4 cells, the header has 5"),
         (["linear,0.5,0.5,10,50,7"], "line 2: 6 cells, the header has 5"),
-        (["linear,0.5,0.5,10,50", "linear,0.50,0.6,10,50"], "line 3: linear strength=0.5 is there twice, first in line 2"),
+        (
+            ["linear,0.5,0.5,10,50", "linear,0.50,0.6,10,50"],
+            "line 3: linear strength=0.5 is there twice, first in line 2",
+        ),
         (["linear,0.5,0.5,10,50", "linear,0.6,43.3,10,50"], "accuracy holds values above 1 and 0.5: .* accuracy_scale"),
         ([], "has no rows"),
     ],
