@@ -1,8 +1,8 @@
 """Build a chat data set of the arithmetic world: chains of small sums, answered at once or step by step.
 
-Method: `recllm/evaluation/arithmetic.py`. A share of the chats thinks, `<think>3+4=7 7*2=14</think>14`, the others say
-    14. A mixture makes a base model that knows both styles, 0 and 1 make the parents of a merge: one world in which
-    accuracy and tokens trade off. Test questions, one canonical expression in ten, are in no chat.
+Method: `recllm/evaluation/arithmetic.py`. A share of the chats thinks, `<think>1+3=4 4*2=8</think>8`, the others say 8.
+    A mixture makes a base model that knows both styles, 0 and 1 make the parents of a merge: one world in which
+    accuracy and tokens trade off. Test questions, one canonical expression in five, are in no chat.
 Run: python data_prep/arithmetic_world.py --config recipes/configs/arithmetic_world/quickstart.yaml
     --output_dir outputs/thinking_spectrum/chats
 Quick: seconds; --config recipes/configs/arithmetic_world/smoke.yaml makes a few hundred.
@@ -22,10 +22,13 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Folder for the chat data set."})
     thinking: float = field(default=0.5, metadata={"help": "Share of the chats that think before they answer."})
     rows: int = field(default=50_000, metadata={"help": "Chats; questions may come again."})
+    block: int = field(
+        default=1, metadata={"help": "So many rows in turn are of one style: those of a batch, read in their order."}
+    )
     least: int = field(default=2, metadata={"help": "Fewest operations of a chain."})
     most: int = field(default=4, metadata={"help": "Most operations of a chain."})
     operand: int = field(default=9, metadata={"help": "Largest number that a chain starts with or applies."})
-    largest: int = field(default=30, metadata={"help": "Largest value on the way and at the end."})
+    largest: int = field(default=9, metadata={"help": "Largest value on the way and at the end."})
     seed: int = field(default=0, metadata={"help": "Seed of the chains and of the styles."})
 
 
@@ -41,7 +44,7 @@ def main(args: Arguments) -> None:
 
     world = ArithmeticWorld(args.least, args.most, args.operand, args.largest)
 
-    rows = Dataset.from_dict(chat_columns(world, args.thinking, args.rows, args.seed))
+    rows = Dataset.from_dict(chat_columns(world, args.thinking, args.rows, args.seed, args.block))
 
     rows.save_to_disk(args.output_dir)
     counts = {f"rows/{style}": count for style, count in sorted(Counter(rows["style"]).items())}

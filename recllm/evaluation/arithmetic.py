@@ -1,10 +1,10 @@
 """A world made in code where accuracy and tokens trade off: chains of small sums, to be answered at once or by steps.
 
-A chain starts with a number and applies 2 to 4 operations, one after the other: `(3+4)*2-5=`. Brackets stand where
+A chain starts with a number and applies 2 to 4 operations, one after the other: `(1+3)*2-5=`. Brackets stand where
 usual arithmetic needs them, so that a question means what any calculator says. No value on the way is negative or
-larger than `largest`, and numbers are short: every step is a fact that a small model learns by heart. A whole chain is
-none: a model that answers at once is right where it learned to take two steps in one, and a model that writes the steps
-down, `3+4=7 7*2=14 14-5=9`, is right nearly always, at the price of its tokens.
+larger than 9, unless the world is made larger: every step is a fact that a small model learns by heart. A whole chain
+is none: a model that answers at once is right where it learned to take several steps in one, and a model that writes
+the steps down, `1+3=4 4*2=8 8-5=3`, is right nearly always, at the price of its tokens.
 
 Train and test are disjoint by the canonical expression, in which runs of sums and of products are sorted, so that no
 test question is a training question in another order.
@@ -27,7 +27,7 @@ Fold = Literal["train", "test"]
 FOLDS = ("train", "test")
 STYLES = ("direct", "thinking")
 # One canonical expression in so many is a test question.
-_TEST_SHARE = 10
+_TEST_SHARE = 5
 # Draws without a new chain after which a world counts as used up.
 _PATIENCE = 2000
 _PRODUCT = "*"
@@ -55,7 +55,7 @@ class Chain:
 
     @property
     def question(self) -> str:
-        """`(3+4)*2-5=`, with brackets around sums that are multiplied."""
+        """`(1+3)*2-5=`, with brackets around sums that are multiplied."""
         text, is_sum = str(self.start), False
         for sign, number in self.steps:
             if sign == _PRODUCT and is_sum:
@@ -65,7 +65,7 @@ class Chain:
 
     @property
     def thought(self) -> str:
-        """`3+4=7 7*2=14 14-5=9`."""
+        """`1+3=4 4*2=8 8-5=3`."""
         pairs = zip(itertools.pairwise(self.values), self.steps, strict=True)
         return " ".join(f"{before}{sign}{number}={after}" for (before, after), (sign, number) in pairs)
 
@@ -120,7 +120,7 @@ class ArithmeticWorld:
     least: int = 2
     most: int = 4
     operand: int = 9
-    largest: int = 99
+    largest: int = 9
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
@@ -185,15 +185,22 @@ class ArithmeticWorld:
         return list(found.values())
 
 
-def chat_columns(world: ArithmeticWorld, thinking: float, rows: int, seed: int) -> dict[str, list]:
+def chat_columns(world: ArithmeticWorld, thinking: float, rows: int, seed: int, block: int = 1) -> dict[str, list]:
     """`rows` training chats in columns `messages`, `style`, `operations`; a share `thinking` of them thinks.
 
+    Each `block` rows in turn are of one style. A batch of so many rows in their order is then not padded to the longer
+    style, and the few tokens of its direct answers do not drown in those of thoughts.
+
     Raises:
-        ValueError: no row, or a share outside 0 to 1.
+        ValueError: no row or block, or a share outside 0 to 1.
     """
-    if rows < 1 or not 0 <= thinking <= 1:
-        raise ValueError(f"{rows} rows of which a share {thinking} thinks: need at least one row and a share in [0, 1]")
-    thinks_R = np.random.default_rng(seed).permutation(rows) < round(thinking * rows)
+    if rows < 1 or block < 1 or not 0 <= thinking <= 1:
+        raise ValueError(
+            f"{rows} rows in blocks of {block} of which a share {thinking} thinks: need at least one row, blocks of "
+            "at least one, and a share in [0, 1]"
+        )
+    blocks = -(-rows // block)
+    thinks_R = np.repeat(np.random.default_rng(seed).permutation(blocks) < round(thinking * blocks), block)[:rows]
     columns: dict[str, list] = {"messages": [], "style": [], "operations": []}
     for thinks, chain in zip(thinks_R, world.chains("train", seed), strict=False):
         style = STYLES[int(thinks)]

@@ -52,7 +52,7 @@ class ArithmeticOptions:
     least: int = 2
     most: int = 4
     operand: int = 9
-    largest: int = 30
+    largest: int = 9
     samples: int = 2
     max_new_tokens: int = 64
     temperature: float = 0.6

@@ -65,7 +65,7 @@ def test_chats_of_both_styles_and_of_one(outputs):
         "assistant",
     }
     asked = {chat[0]["content"] for chat in rows["messages"]}
-    assert not asked & {chain.question for chain in ArithmeticWorld(largest=30).questions(500, seed=0)}
+    assert not asked & {chain.question for chain in ArithmeticWorld().questions(500, seed=0)}
     assert asked != {chat[0]["content"] for chat in load_chats(outputs / "direct_chats")["messages"]}
     assert sorted(Counter(rows["operations"])) == [2, 3, 4]
 
