@@ -38,7 +38,12 @@ class SweepProgress:
 
     def __enter__(self) -> SweepProgress:
         if self.shows and self.console.is_terminal:
-            columns = TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+            columns = (
+                TextColumn("sweep"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False),
+            )
             self._bar = Bar(*columns, console=self.console)
             self._task = self._bar.add_task("", total=self.total, completed=self.done)
             self._bar.start()

@@ -221,7 +221,7 @@ def test_a_claim_is_taken_by_exactly_one(tmp_path, left):
     for number in range(15):
         if left == "stale":
             claim_of(tmp_path, str(number), host="elsewhere", age=10_000)
-        barrier, over, taken = threading.Barrier(6), threading.Barrier(6), []
+        barrier, over, taken = threading.Barrier(6, timeout=20), threading.Barrier(6, timeout=20), []
 
         def take(number=number, barrier=barrier, over=over, taken=taken):
             claims = Claims(tmp_path)

@@ -63,6 +63,8 @@ def model_family(root: Path, **options) -> dict[str, Path]:
         tokenizer.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "0", "eos_token": "1", "pad_token": "2"}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))  # tells eval from train
     return found
 
 
