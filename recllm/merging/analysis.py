@@ -62,7 +62,7 @@ def analyse(
     budgets = list(budgets) or _between(best)
     if bad := [budget for budget in budgets if not budget > 0]:
         raise ValueError(f"a budget must be a positive number of tokens, got {bad[0]!r}")
-    methods = sorted({row.method for row in results.distinct})
+    methods = sorted({row.method for row in results.merges})
     own = {name: area([row for row in results.distinct if row.method == name], results) for name in methods}
     return Analysis(
         results=results,
@@ -93,7 +93,7 @@ def flat_metrics(found: Analysis) -> dict[str, Any]:
         "points": len(results.distinct),
         "planned": results.planned,
         "twins": len(results.rows) - len(results.distinct),
-        "methods": len({row.method for row in results.distinct}),
+        "methods": len({row.method for row in results.merges}),
         "front": len(found.front),
     }
     if found.kept:

@@ -53,11 +53,12 @@ class Comparison:
         return self.improves and self.p_holm <= LEVEL
 
 
-def compare(results: Results, margin: float = 0.0, seed: int = 0) -> list[Comparison]:
+def compare(results: Results, margin: float = 0.0, seed: int = 0, draws: int | None = None) -> list[Comparison]:
     """Every merge beside every parent, in the table's order.
 
     Args:
         margin: how much lower an accuracy still counts as no lower.
+        draws: resamples; by default enough for the smallest p to survive the correction.
 
     Raises:
         ValueError: a margin outside [0, 1).
@@ -67,7 +68,8 @@ def compare(results: Results, margin: float = 0.0, seed: int = 0) -> list[Compar
     pairs = [(row, role) for role in results.parents for row in results.merges]
     if not pairs:
         return []
-    found = _paired(results, pairs, margin, seed) if results.paired else _unpaired(results, pairs, margin)
+    draws = draws or max(_DRAWS, math.ceil(4 * len(pairs) / LEVEL))
+    found = _paired(results, pairs, margin, seed, draws) if results.paired else _unpaired(results, pairs, margin)
     return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
@@ -85,26 +87,24 @@ def _improves(accuracy: float, tokens: float, margin: float) -> bool:
     return accuracy + margin >= 0 and tokens <= 0 and (accuracy > 0 or tokens < 0)
 
 
-def _paired(results: Results, pairs: list[tuple[Row, str]], margin: float, seed: int) -> list[Comparison]:
+def _paired(results: Results, pairs: list[tuple[Row, str]], margin: float, seed: int, draws: int) -> list[Comparison]:
     parents = results.parents
     value_QT = np.stack([row.value_Q - parents[role].value_Q for row, role in pairs], axis=1)
     tokens_QT = np.stack([row.tokens_Q - parents[role].tokens_Q for row, role in pairs], axis=1)
-    # Enough draws for the smallest p to survive the correction.
-    draws = max(_DRAWS, math.ceil(4 * len(pairs) / LEVEL))
-    accuracy, p_accuracy = _bootstrap(value_QT, margin, draws, seed)
-    tokens, p_tokens = _bootstrap(-tokens_QT, 0.0, draws, seed)
+    count = len(pairs)
+    gains, p_T = _bootstrap(np.hstack([value_QT, -tokens_QT]), np.repeat([margin, 0.0], count), draws, seed)
     found = []
     for number, (row, role) in enumerate(pairs):
-        fewer = tokens[number]
+        higher, fewer = gains[number], gains[count + number]
         more = Interval(0.0 - fewer.mean, 0.0 - fewer.hi, 0.0 - fewer.lo, fewer.n)
-        better = _improves(accuracy[number].mean, more.mean, margin)
-        p = float(max(p_accuracy[number], p_tokens[number])) if better else 1.0
-        found.append(Comparison(row, role, accuracy[number], more, better, p))
+        better = _improves(higher.mean, more.mean, margin)
+        p = float(max(p_T[number], p_T[count + number])) if better else 1.0
+        found.append(Comparison(row, role, higher, more, better, p))
     return found
 
 
-def _bootstrap(gain_QT: np.ndarray, margin: float, draws: int, seed: int) -> tuple[list[Interval], np.ndarray]:
-    """Mean gains with 95% percentile intervals, and p of mean gain <= -margin; all columns share the resamples."""
+def _bootstrap(gain_QT: np.ndarray, margin_T: np.ndarray, draws: int, seed: int) -> tuple[list[Interval], np.ndarray]:
+    """Mean gains with 95% percentile intervals, and p of mean gain <= -margin_T; all columns share the resamples."""
     questions, columns = gain_QT.shape
     mean_T = gain_QT.mean(axis=0)
     centred_QT = gain_QT - mean_T
@@ -114,9 +114,10 @@ def _bootstrap(gain_QT: np.ndarray, margin: float, draws: int, seed: int) -> tup
     rows = max(1, _CHUNK // questions)
     for start in range(0, draws, rows):
         count = min(rows, draws - start)
-        times_RQ = rng.multinomial(questions, np.full(questions, 1 / questions), size=count)
+        drawn_RQ = rng.integers(0, questions, (count, questions)) + np.arange(count)[:, None] * questions
+        times_RQ = np.bincount(drawn_RQ.ravel(), minlength=count * questions).reshape(count, questions)
         moved_RT = (times_RQ / questions) @ centred_QT
-        above_T += (moved_RT >= mean_T + margin - _SMALL * (1 + np.abs(mean_T))).sum(axis=0)
+        above_T += (moved_RT >= mean_T + margin_T - _SMALL * (1 + np.abs(mean_T))).sum(axis=0)
         parts.append(moved_RT.astype(np.float32))
     lo_T, hi_T = np.quantile(np.concatenate(parts), [0.025, 0.975], axis=0)
     intervals = [

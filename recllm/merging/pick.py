@@ -10,7 +10,7 @@ from pathlib import Path
 from recllm.merging.curve import front
 from recllm.merging.improvement import Choice, choose
 from recllm.merging.ledger import Sweep
-from recllm.merging.methods import BASE
+from recllm.merging.methods import BASE, DIRECT, THINKING
 from recllm.merging.parents import describe, make_ready, source_fingerprint
 from recllm.merging.preflight import preflight
 from recllm.merging.results import Results, Row
@@ -63,7 +63,9 @@ def pick_front(sweep: Sweep, results: Results) -> list[Pick]:
 def roles_of(point: Point, sweep: Sweep) -> list[str]:
     """The parents that the point is made of."""
     text = f"{point.axes.get('base', '')} {point.axes.get('config', {}).get('base_model', '')}"
-    return [role for role in sweep.parents if role != BASE or BASE in text.split()]
+    return [
+        role for role in (DIRECT, THINKING, BASE) if role in sweep.parents and (role != BASE or BASE in text.split())
+    ]
 
 
 def ready_parents(

@@ -79,9 +79,10 @@ def markdown(found: Analysis, title: str) -> str:
 def _said(found: Analysis) -> str:
     results = found.results
     asked = f" of {code(results.evaluator)}" if results.evaluator else ""
-    methods = len({row.method for row in results.distinct})
+    methods = len({row.method for row in results.merges})
+    merges = f"{len(results.merges)} merges of {methods} methods and {len(results.parents)} parents"
     lines = [
-        f"{len(results.distinct)} points of {methods} methods, {results.rows[0].n:,} questions{asked} each, "
+        f"{merges}, {results.rows[0].n:,} questions{asked} each, "
         f"95% intervals. Accuracy is to be high, tokens are to be few. Read from {code(results.source.name)}."
     ]
     twins = [row for row in results.rows if row.twin]
