@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from recllm.data.interactions import Sequences
 from recllm.data.prompts import assistant, reasoner_prompt
-from recllm.data.splits import load_split
-from recllm.evaluation.tunable_depth import has_thought, read_preamble, recommendation_evaluator
-from recllm.merging.evaluators import load_evaluator, read_options
+from recllm.data.splits import Examples, load_split
+from recllm.evaluation.recommender import Recommender
+from recllm.evaluation.tunable_depth import (
+    Preamble,
+    RecommendationEvaluator,
+    has_thought,
+    read_preamble,
+    recommendation_evaluator,
+)
+from recllm.evaluation.tunable_depth_options import RecommendationOptions, read_options
+from recllm.merging.evaluators import load_evaluator
+from recllm.merging.evaluators import read_options as read_words
 from recllm.merging.space import Point, Space
 from recllm.merging.sweep import ENDS, plan_sweep, run_sweep
 from recllm.sid.vocabulary import save_extended, sid_token_ids
@@ -128,6 +138,23 @@ def test_values_tokens_and_thoughts_by_hand(world, metric, exclude_seen):
         assert samples.value_QS[q, 0] == pytest.approx(metric_by_hand(metric, rank), abs=1e-5)
 
 
+def test_items_behind_one_sid_share_a_rank_across_the_end_of_the_list(world):
+    """A list of ten would cut through them; what is behind the sid that holds the tenth place counts whole."""
+    items = len(world.table)
+    histories = Sequences.from_lists([[0, item] for item in range(items)])
+    examples = Examples(np.arange(items), np.ones(items, dtype=np.int64), histories)
+    options = read_options(RecommendationOptions, world.options | {"metric": "recall@10", "exclude_seen": False})
+    evaluator = RecommendationEvaluator(options, world.table, examples)
+    recommender, cut = Recommender(world.model, world.tokenizer, world.table), 0
+    for token in range(16):
+        scores_N = scores_by_hand(world, [token])
+        ranks = [rank_by_hand(scores_N, target, set()) for target in range(items)]
+        values_QS = evaluator.values(recommender, [[token]] * items, [[Preamble([], False)]] * items)
+        assert values_QS[:, 0] == pytest.approx([metric_by_hand("recall@10", rank) for rank in ranks], abs=1e-5)
+        cut += sum(ranks.count(rank) == 3 for rank in (9, 10))
+    assert (cut > 0) == world.table.shared
+
+
 def test_a_longer_thought_is_a_longer_completion(world):
     samples = ask(world, temperature=0.0, samples=1)
     thought = len(world.tokenizer(THOUGHT)["input_ids"])
@@ -180,7 +207,7 @@ def test_the_ends_of_a_sweep_are_its_parents(world, tmp_path):
     for role, model in parents.items():
         save_extended(tmp_path / role, model, world.tokenizer, world.table)
     folders = {name: world.options[name] for name in ("dataset", "sid_table")}
-    evaluator = load_evaluator("recommendation", read_options("{users: 10, think_tokens: 9}", folders))
+    evaluator = load_evaluator("recommendation", read_words("{users: 10, think_tokens: 9}", folders))
     grid = Space.of([Point.of("linear", strength=0.5)])
     addresses = {role: str(tmp_path / role) for role in parents}
     swept = run_sweep(plan_sweep(tmp_path / "sweep", addresses, grid, evaluator))

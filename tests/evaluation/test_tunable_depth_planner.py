@@ -35,6 +35,7 @@ def plans(worlds):
         ["<tool_call>\nnothing\n</tool_call>" + end],
         ["<think></think>" + call("rank") + end, "<think>more" + end],
         [call("rank") + end] * 4 + [worlds.DONE],
+        [call("rank") + end, "<tool_call>\nnothing\n</tool_call>" + end],
     ]
 
 
