@@ -1,7 +1,8 @@
 """Build the reasoner's chat data set: history, thought, next item; and explanations of pairs.
 
 Method: TwiSTAR (arXiv 2605.11553, stages 3 and 4), from fitting-fold items only. `category`: the thought names the
-    categories of the next three items, where the paper names those of the target alone. `next`, `pair`: a teacher
+    categories of the next three items, where the paper names those of the target alone. `direct`: the same rows without
+    a thought, for a recommender that answers the reasoner's question at once. `next`, `pair`: a teacher
     explains a user's next item, or two items that Swing links, from structured evidence; what the evidence does not
     bear out is dropped (recllm/rationales/filter.py). The teacher is a template without a language model by default.
 Run: python data_prep/rationales.py --dataset outputs/quickstart/dataset --sid_table outputs/quickstart/sid_table
@@ -21,7 +22,7 @@ class Arguments:
     dataset: str = field(metadata={"help": "Folder of the data set (split: roles)."})
     sid_table: str = field(metadata={"help": "Folder of the SID table."})
     output_dir: str = field(metadata={"help": "Folder for the chat data set."})
-    kinds: list[str] = field(default_factory=lambda: ["category"], metadata={"help": "Of category, next and pair."})
+    kinds: list[str] = field(default_factory=lambda: ["category"], metadata={"help": "category, direct, next, pair."})
     teacher: str = field(default="template", metadata={"help": "template, local:FOLDER_OR_HUB_ID or endpoint:MODEL."})
     base_url: str | None = field(default=None, metadata={"help": "Of an endpoint; OPENAI_BASE_URL where not given."})
     temperature: float = field(default=0.0, metadata={"help": "Of a teacher that is a language model; 0 is greedy."})

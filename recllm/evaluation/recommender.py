@@ -146,7 +146,7 @@ def by_beam(
     parts, began = [], time.monotonic()
     for rows in _batches(examples, batch_size, label):
         histories = [examples.history(row) for row in rows]
-        exclude = _banned(examples, rows) if exclude_seen else None
+        exclude = banned_items(examples, rows) if exclude_seen else None
         items_BK, scores_BK = recommender.recommend(histories, depth, beams, exclude)
         ranks = ranks_in_lists(items_BK, scores_BK, examples.targets_E[rows], recommender.sid_N)
         parts.append((rows, *ranks, items_BK[:, :TOP]))
@@ -160,7 +160,7 @@ def by_exact(
     parts, began = [], time.monotonic()
     for rows in _batches(examples, batch_size, label):
         scores_BN = recommender.score([examples.history(row) for row in rows])
-        exclude = _banned(examples, rows) if exclude_seen else None
+        exclude = banned_items(examples, rows) if exclude_seen else None
         targets_B = examples.targets_E[rows]
         parts.append((rows, *ranks_of_scores(scores_BN, targets_B, recommender.sid_N, recommender.place_N, exclude)))
     return _joined(parts, len(examples), time.monotonic() - began)
@@ -172,7 +172,7 @@ def by_backbone(
     """Answer every example by a backbone's scores. A sid is worth as much as the best item behind it."""
     parts, began = [], time.monotonic()
     for rows, scores_BN in score_batches(model, examples, batch_size):
-        exclude = _banned(examples, rows) if exclude_seen else None
+        exclude = banned_items(examples, rows) if exclude_seen else None
         scores_BN = scores_BN.float().cpu().numpy()
         parts.append((rows, *ranks_of_scores(scores_BN, examples.targets_E[rows], sid_N, None, exclude)))
     return _joined(parts, len(examples), time.monotonic() - began)
@@ -230,7 +230,7 @@ def _batches(examples: Examples, batch_size: int, label: str | None) -> Iterator
     yield from track(batches, description=f"{label} x {len(examples)}") if label else batches
 
 
-def _banned(examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
+def banned_items(examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
     """The seen items of each example without its target: a target bought before still competes."""
     return [np.setdiff1d(examples.history(row), examples.targets_E[row : row + 1]).astype(np.int64) for row in rows]
 

@@ -16,7 +16,8 @@ Chats from which a recommender learns to think before it recommends, in TRL's co
 
 - Data set: {name}, licence {licence}. Only the fitting fold was read: no validation, test or routing target is among
   the rows.
-- Kinds: {kinds}. `category` names the categories of the next items; `next` and `pair` are a teacher's explanations.
+- Kinds: {kinds}. `category` names the categories of the next items, `direct` is the same rows without a thought; `next`
+  and `pair` are a teacher's explanations.
 - Teacher: {teacher}. Its text is kept only where all that it cites is in the evidence, the categories that it ends
   with are the item's, and the title to be found is not in it.
 

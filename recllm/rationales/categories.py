@@ -18,12 +18,12 @@ AHEAD = 3
 
 
 def rationale_rows(
-    split: RolesSplit, catalog: Catalog, sid_texts: Sequence[str], stride: int, seed: int
+    split: RolesSplit, catalog: Catalog, sid_texts: Sequence[str], stride: int, seed: int, thinks: bool = True
 ) -> dict[str, list]:
     """Columns `messages`, `user` and `position` of the chat data set.
 
     A row every `stride` events of each fitting fold, from a random offset, each with a history of up to 20 items. Only
-    events of the fitting fold are read.
+    events of the fitting fold are read. Unless it `thinks`, a row answers the same question with the item alone.
     """
     columns: dict[str, list] = {"messages": [], "user": [], "position": []}
     fold = split.fitting
@@ -31,7 +31,7 @@ def rationale_rows(
         items = fold.items(user_row)
         history = items[max(0, position - REASONER_HISTORY) : position]
         wanted = top_categories([catalog.categories[item] for item in items[position : position + AHEAD]])
-        answer = category_thought(wanted) + sid_texts[items[position]]
+        answer = (category_thought(wanted) if thinks else "") + sid_texts[items[position]]
         columns["messages"].append([*reasoner_prompt([sid_texts[item] for item in history]), assistant(answer)])
         columns["user"].append(int(fold.user_ids_U[user_row]))
         columns["position"].append(position)

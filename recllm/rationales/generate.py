@@ -22,8 +22,10 @@ from recllm.rationales.questions import NEXT, PAIR, next_question, pair_question
 from recllm.teachers.ledger import ask
 from recllm.teachers.protocol import Question, Teacher
 
-CATEGORY = "category"
-KINDS = (CATEGORY, NEXT, PAIR)
+CATEGORY, DIRECT = "category", "direct"
+# These rows are made of the events alone; the others ask a teacher.
+UNASKED = (CATEGORY, DIRECT)
+KINDS = (*UNASKED, NEXT, PAIR)
 COLUMNS = ("messages", "kind", "user", "position")
 
 
@@ -31,9 +33,10 @@ COLUMNS = ("messages", "kind", "user", "position")
 class Plan:
     """Which rows are made.
 
-    kinds: `category` (thoughts about categories, no teacher), `next` (a user's next item explained), `pair` (two linked
-    items explained). stride, passes, seed: see `fold_positions`; each pass has offsets of its own. per_item: neighbours
-    of each item that become pairs. limit: at most so many questions of each kind, chosen by the seed.
+    kinds: `category` (thoughts about categories, no teacher), `direct` (its rows without a thought), `next` (a user's
+    next item explained), `pair` (two linked items explained). stride, passes, seed: see `fold_positions`; each pass has
+    offsets of its own. per_item: neighbours of each item that become pairs. limit: at most so many questions of each
+    kind, chosen by the seed.
     """
 
     kinds: Sequence[str] = (CATEGORY,)
@@ -73,11 +76,11 @@ def make_rows(
     """
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     metrics: dict[str, float] = {}
-    if CATEGORY in plan.kinds:
+    for kind in (kind for kind in UNASKED if kind in plan.kinds):
         for seed in range(plan.seed, plan.seed + plan.passes):
-            rows = rationale_rows(split, catalog, sid_texts, plan.stride, seed)
-            _extend(columns, CATEGORY, rows["messages"], rows["user"], rows["position"])
-    asked = [kind for kind in plan.kinds if kind != CATEGORY]
+            rows = rationale_rows(split, catalog, sid_texts, plan.stride, seed, thinks=kind == CATEGORY)
+            _extend(columns, kind, rows["messages"], rows["user"], rows["position"])
+    asked = [kind for kind in plan.kinds if kind not in UNASKED]
     if asked:
         tables = Cooccurrence.from_fitting_fold(split.fitting, len(catalog), CooccurrenceOptions())
         book, titles = EvidenceBook(catalog, tables), TitleIndex(catalog.titles)

@@ -64,6 +64,16 @@ def test_every_kind_makes_rows_and_counts_add_up(tmp_path):
     assert {row["kind"] for row in ledger} == {"next", "pair"} and all(row["text"] for row in ledger)
 
 
+def test_direct_rows_are_the_category_rows_without_their_thoughts(tmp_path):
+    thoughtful, _ = rows_of(tmp_path, Plan(["category"], stride=3, passes=2))
+    direct, _ = rows_of(tmp_path, Plan(["direct"], stride=3, passes=2))
+    assert direct["user"] == thoughtful["user"] and direct["position"] == thoughtful["position"]
+    assert set(direct["kind"]) == {"direct"} and len(direct["kind"]) > 20
+    for plain, thinks in zip(direct["messages"], thoughtful["messages"], strict=True):
+        assert plain[0] == thinks[0] and re.fullmatch(r"<a_\d+>", plain[1]["content"])
+        assert plain[1]["content"] == thinks[1]["content"].partition("</think>")[2]
+
+
 def test_each_next_row_says_what_happened_in_the_fold(tmp_path):
     split, catalog = world()
     columns, _ = rows_of(tmp_path, Plan(["next"], stride=2, passes=3))
