@@ -24,7 +24,13 @@ from recllm.decoding.beam import recommend_by_beam
 from recllm.evaluation.completions import complete
 from recllm.evaluation.recommender import TOP, Recommender, banned_items, ranks_in_lists
 from recllm.evaluation.samples import Samples
-from recllm.evaluation.tunable_depth_options import METRICS, PlannerOptions, RecommendationOptions, mark, read_options
+from recllm.evaluation.tunable_depth_options import (
+    METRICS,
+    PlannerOptions,
+    RecommendationOptions,
+    options_mark,
+    read_checked,
+)
 from recllm.planner.bench import Bench
 from recllm.planner.env import PlannerEnv
 from recllm.planner.parser import parse_turn
@@ -43,7 +49,7 @@ def recommendation_evaluator(options: Mapping[str, Any]) -> RecommendationEvalua
     Raises:
         ValueError: an option that is unknown, missing or wrong, or a SID table of another catalogue.
     """
-    read = read_options(RecommendationOptions, options)
+    read = read_checked(RecommendationOptions, options)
     table = SidTable.load(read.sid_table)
     examples = getattr(load_split(read.dataset), read.role)
     if not len(examples):
@@ -71,7 +77,7 @@ class RecommendationEvaluator:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", mark(self.name, self.options))
+        object.__setattr__(self, "fingerprint", options_mark(self.name, self.options))
 
     def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Samples:
         """Ask every user.
@@ -186,7 +192,7 @@ def planner_evaluator(options: Mapping[str, Any]) -> PlannerEvaluator:
     Raises:
         ValueError: an option that is unknown, missing or wrong, or weights under which nothing counts.
     """
-    read = read_options(PlannerOptions, options)
+    read = read_checked(PlannerOptions, options)
     bench = Bench.load(read.dataset, read.sid_table, read.tool_cache, read.role)
     return PlannerEvaluator(read, bench if read.users >= len(bench) else bench.first(read.users))
 
@@ -209,7 +215,7 @@ class PlannerEvaluator:
         low, high = self.scale()
         if low == high:
             raise ValueError("evaluator_options: every weight of the reward is 0, so nothing counts")
-        object.__setattr__(self, "fingerprint", mark(self.name, self.options))
+        object.__setattr__(self, "fingerprint", options_mark(self.name, self.options))
 
     def weights(self) -> dict[str, float]:
         """The weight of each term of the reward."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import json
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from recllm.evaluation.options import Options, check_least, mark, read_options
 from recllm.metrics.ranking import ndcg_at_k, recall_at_k
 from recllm.provenance import fingerprint
 
@@ -21,6 +17,8 @@ ROLES = ("validation", "test")
 # They change how long a result takes, not what it is.
 _IDLE = ("batch_size",)
 _FOLDERS = ("dataset", "sid_table", "tool_cache")
+_CHOICES = {"role": ROLES, "metric": tuple(METRICS)}
+_LEAST = {"users": 1, "samples": 1, "think_tokens": 1, "turn_tokens": 1, "batch_size": 1, "beams": 10}
 
 
 @dataclass(frozen=True)
@@ -84,58 +82,26 @@ class PlannerOptions:
     batch_size: int = 256
 
 
-Options = TypeVar("Options", RecommendationOptions, PlannerOptions)
-
-
-def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
-    """The options as `kind`, every value checked.
+def read_checked(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """The options as `RecommendationOptions` or `PlannerOptions`, every value checked.
 
     Raises:
-        ValueError: an unknown option (the nearest known one is named), a missing one, or a value of another type or
-            out of range.
+        ValueError: as `read_options`, or a value out of range.
     """
-    known = typing.get_type_hints(kind)
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"evaluator_options: unknown option {name!r}; {hint}")
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in options:
-            raise ValueError(f"evaluator_options: {field.name} is missing; give it the folder of that name")
-    values = {name: _typed(name, value, known[name]) for name, value in options.items()}
-    read = kind(**values)
-    _check_ranges(read)
-    return read
-
-
-def _typed(name: str, value: Any, kind: type) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"evaluator_options: {name} must be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _check_ranges(read: RecommendationOptions | PlannerOptions) -> None:
+    read = read_options(kind, options)
     values = dataclasses.asdict(read)
-    choices = {"role": ROLES, "metric": tuple(METRICS)}
-    least = {"users": 1, "samples": 1, "think_tokens": 1, "turn_tokens": 1, "batch_size": 1, "beams": 10}
+    check_least(read, {name: bound for name, bound in _LEAST.items() if name in values})
     for name, value in values.items():
-        if name in choices and value not in choices[name]:
-            raise ValueError(f"evaluator_options: {name} must be {' or '.join(choices[name])}, got {value!r}")
-        if name in least and value < least[name]:
-            raise ValueError(f"evaluator_options: {name} must be at least {least[name]}, got {value}")
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise ValueError(f"evaluator_options: {name} must be {' or '.join(_CHOICES[name])}, got {value!r}")
+        if isinstance(value, float) and value < 0:
             raise ValueError(f"evaluator_options: {name} must be a number of at least 0, got {value}")
     if not 0 < values.get("top_p", 1.0) <= 1:
         raise ValueError(f"evaluator_options: top_p must lie above 0 and be at most 1, got {values['top_p']}")
+    return read
 
 
-def mark(name: str, read: RecommendationOptions | PlannerOptions) -> str:
+def options_mark(name: str, read: RecommendationOptions | PlannerOptions) -> str:
     """Fingerprint of the options, folders by their content."""
     values = {key: value for key, value in dataclasses.asdict(read).items() if key not in _IDLE}
-    for key in _FOLDERS:
-        if key in values:
-            values[key] = fingerprint(Path(values[key]))
-    return hashlib.sha256(json.dumps([name, values], sort_keys=True).encode()).hexdigest()
+    return mark(name, {key: fingerprint(Path(value)) if key in _FOLDERS else value for key, value in values.items()})

