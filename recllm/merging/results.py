@@ -17,7 +17,7 @@ import numpy as np
 
 from recllm.merging.ledger import Sweep, read_sweep
 from recllm.merging.methods import DEFAULTS, DIRECT, METHODS, THINKING
-from recllm.merging.space import Point
+from recllm.merging.space import ENDS, Point
 
 
 class Line(NamedTuple):
@@ -169,7 +169,7 @@ def from_sweep(sweep: Sweep | str | Path) -> Results:
                 f"{sweep.folder}: point {row.key} was asked {row.n} questions and {rows[0].key} {rows[0].n}: they "
                 "cannot be compared; sweep into another folder"
             )
-    ends = {DIRECT: Point.of("linear", strength=0.0).key, THINKING: Point.of("linear", strength=1.0).key}
+    ends = {role: point.key for role, point in ENDS.items()}
     parents = {role: row for role, key in ends.items() for row in rows if row.key == key}
     notes = [] if sweep.complete else [f"{len(points)} of {len(sweep.points)} points are finished; the rest is missing"]
     notes += missing_parents(parents)

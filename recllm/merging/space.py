@@ -37,7 +37,17 @@ import yaml
 
 from recllm.merging.axes import check_axis, unknown_name
 from recllm.merging.layout import Layout
-from recllm.merging.methods import COMMON, DEFAULTS, METHODS, NO_BASE, SELECTIVE_STRENGTH, Method, recipe
+from recllm.merging.methods import (
+    COMMON,
+    DEFAULTS,
+    DIRECT,
+    METHODS,
+    NO_BASE,
+    SELECTIVE_STRENGTH,
+    THINKING,
+    Method,
+    recipe,
+)
 
 _MOST_POINTS = 100_000
 # Methods that at density 1 run another one's code: nothing is dropped, nothing rescaled.
@@ -163,6 +173,10 @@ def _canonical(method: Method, axes: dict[str, Any]) -> tuple[str, dict[str, Any
     if name in ("linear", "slerp") and axes["strength"] in (0.0, 1.0) and not masked:
         name, axes = "linear", {**axes, "base": NO_BASE}
     return name, axes
+
+
+# The parents themselves, as points: whatever the method, it is the same merge.
+ENDS = {DIRECT: Point.of("linear", strength=0.0), THINKING: Point.of("linear", strength=1.0)}
 
 
 def expand(entry: Mapping[str, Any]) -> Iterable[Point]:

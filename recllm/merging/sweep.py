@@ -28,16 +28,14 @@ from recllm.merging.ledger import (
     write_sweep,
 )
 from recllm.merging.live import Bench
-from recllm.merging.methods import DIRECT, THINKING
 from recllm.merging.parents import Parent, describe, make_ready, source_fingerprint
 from recllm.merging.preflight import Preflight, preflight
 from recllm.merging.progress import SweepProgress, is_first_rank
-from recllm.merging.space import Point, Space, engine_order
+from recllm.merging.space import ENDS, Point, Space, engine_order
 from recllm.provenance import METRICS_FILE, RunRecord, load_run, read_json
 
 logger = logging.getLogger(__name__)
 
-ENDS = {DIRECT: Point.of("linear", strength=0.0), THINKING: Point.of("linear", strength=1.0)}
 _READY_FOLDER = "parents"  # adapters that were merged in, pickles that were converted
 _POLL_SECONDS = 1.0
 

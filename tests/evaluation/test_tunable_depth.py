@@ -23,8 +23,8 @@ from recllm.evaluation.tunable_depth import (
 )
 from recllm.evaluation.tunable_depth_options import RecommendationOptions, read_checked
 from recllm.merging.evaluators import load_evaluator, read_options
-from recllm.merging.space import Point, Space
-from recllm.merging.sweep import ENDS, plan_sweep, run_sweep
+from recllm.merging.space import ENDS, Point, Space
+from recllm.merging.sweep import plan_sweep, run_sweep
 from recllm.sid.vocabulary import save_extended, sid_token_ids
 
 worlds = SimpleNamespace(

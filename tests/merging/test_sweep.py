@@ -24,8 +24,8 @@ from recllm.merging.evaluators import EVALUATORS, load_evaluator, read_options
 from recllm.merging.grid import read_grid
 from recllm.merging.ledger import LEDGER_FILE, append, locked, read_ledger, read_sweep, save_samples, write_sweep
 from recllm.merging.progress import SweepProgress
-from recllm.merging.space import Point, Space
-from recllm.merging.sweep import ENDS, plan_sweep, run_sweep, sweep_metrics
+from recllm.merging.space import ENDS, Point, Space
+from recllm.merging.sweep import plan_sweep, run_sweep, sweep_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_evaluator import Toy
