@@ -17,9 +17,14 @@ _LARGEST_EXPONENT = 30
 # So many marks of a kind are looked at, from the end.
 _MARKS = 20
 # What is written around digits without changing the number.
-_NOISE = re.compile(r"\\(?:[,!;: ]|left|right|displaystyle)|\{,\}|\*\*|[`$£€¥₹\u00a0\u202f]|\\\$|\\(?=%)")
-_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*([^{}]{1,60}?)\s*\}\s*\{\s*([^{}]{1,60}?)\s*\}")
-_SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])")
+_NOISE = re.compile(r"\\(?:[,!;: ]|left|right|displaystyle)|\{,\}|\*\*|[`$£€¥₹\u00a0\u2009\u202f]|\\\$|\\(?=%)")
+# Parts begin with something else than a blank, so that no two parts of the pattern compete for the same blanks.
+_PART = r"\{\s{0,9}([^{}\s][^{}]{0,59}?)\s{0,9}\}"
+_FRACTION = re.compile(rf"\\[dtc]?frac\s{{0,9}}{_PART}\s{{0,9}}{_PART}")
+_SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s{0,9}([0-9])\s{0,9}([0-9])")
+_TEXT = re.compile(r"\\(?:text\w{0,8}|math\w{1,8}|operatorname)\s{0,9}\{([^{}]{0,80})\}")
+# A sign keeps to its fraction, which was set apart by blanks.
+_SIGNED_FRACTION = re.compile(r"-\s{1,9}(?=[0-9]{1,9}/[0-9])")
 _VULGAR = {
     **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"},
     **{"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"},
@@ -40,10 +45,22 @@ _NUMBER = re.compile(
     r"|(?:\s(?P<over>[0-9]{1,9}))?\s?/\s?(?P<under>[0-9]{1,9}(?:\.[0-9]+)?)(?![0-9]))?"
 )
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_SAID = re.compile(
-    r"\b(?:(?:final|correct)[ \t]+)?answers?(?:[ \t]+\w{1,20}){0,6}?[ \t]*(?::|=|[ \t]is\b|[ \t]are\b)\s*([^\n]*)",
-    re.IGNORECASE,
+# What may stand behind four hashes, a number with its unit. Other lines are headings: "#### 2. The money".
+_STATED = re.compile(
+    r"(?!\s{0,9}[0-9]{1,3}\.\s+[A-Za-z])[-+\u2212$£€¥₹*\\ \t(]{0,9}[0-9.][0-9.,/\u00a0\u202f]*(?:\s[0-9/]{1,9})?"
+    r"(?:[ \t%*)°]{0,5}[A-Za-z]{1,20}){0,4}[ \t%*).°]{0,5}(?:=.*)?"
 )
+_VERB = r"(?:[ \t]+\w{1,20}){0,6}?[ \t]*(?::|=|[ \t]is\b|[ \t]are\b)"
+_SAID = re.compile(
+    rf"(?:\b(?:final|correct|the|my|our)[ \t]+answers?{_VERB}|^\W{{0,9}}answers?{_VERB}|\banswers?[ \t]*[:=])"
+    r"\**\s*([^\n]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Where the statement of an answer ends and its reason begins.
+_REASON = re.compile(r"[.;!?]\s|,\s+(?:since|because|as|and|so|for)\b|,\s*[A-Za-z]\w{0,9}\s*=")
+# What makes more of a number than a number with its unit.
+_OPERATES = re.compile(r"[-+^!*/×·÷√]|\\(?:sqrt|cdot|times|div|pm|pi|log|binom)\b")
+_GROUPED = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:[ ~][0-9]{3})+(?![0-9])")
 _BOX = re.compile(r"\\f?boxed\s*\{")
 
 
@@ -66,12 +83,17 @@ def final_number(text: str) -> Fraction | None:
 
     What is marked counts, the last mark of the first kind that holds a number: `\\boxed{12}`, `#### 1,234` (GSM8K),
     `The answer is $5.`; otherwise the last number of the text. Currencies, units and percent signs are dropped, so that
-    50% is 50.
+    50% is 50. A box with an expression, `\\boxed{2+3}`, gives none.
     """
-    for mark in (_BOX, _HASHES, _SAID):
+    for match in reversed(list(_BOX.finditer(text))[-_MARKS:]):
+        piece = _GROUPED.sub(lambda found: re.sub("[ ~]", "", found[0]), _within(text, match.end()))
+        if (found := _first(piece)) is not None:
+            # Who boxes an expression has not said what it comes to.
+            return found if _is_alone(piece) else None
+    for mark in (_HASHES, _SAID):
         for match in reversed(list(mark.finditer(text))[-_MARKS:]):
-            piece = _within(text, match.end()) if mark is _BOX else match[1]
-            if (found := _first(piece)) is not None:
+            piece = match[1][:1000]
+            if (mark is _SAID or _STATED.fullmatch(piece[:200])) and (found := _first(piece)) is not None:
                 return found
     return _last(text)
 
@@ -93,9 +115,30 @@ def _within(text: str, begin: int) -> str:
 
 
 def _first(piece: str) -> Fraction | None:
-    """The first number of what was marked; after an equals sign, if there is one: `x = 5`."""
-    numbers = _numbers(piece[:1000].rpartition("=")[2]) or _numbers(piece[:1000])
+    """The first number of what was marked, after an equals sign where that says what something comes to: `x = 5` and
+    `3 + 4 = 7`, but not `18 = 2 * 9`. A reason that follows does not count."""
+    numbers = _numbers(_said(piece))
     return numbers[0] if numbers else None
+
+
+def _said(piece: str) -> str:
+    """The part of a marked piece that holds its number."""
+    piece = _REASON.split(piece[:1000], maxsplit=1)[0]
+    left, equals, right = piece.rpartition("=")
+    if not equals or not _numbers(right):
+        return piece
+    first = left.partition("=")[0]
+    return first if _numbers(first) and _is_alone(first) else right
+
+
+def _is_alone(piece: str) -> bool:
+    """Whether nothing works on the one number of a piece."""
+    plain = _plain(_said(piece) if "=" in piece else piece)
+    match = next((match for match in _NUMBER.finditer(plain) if _value(match) is not None), None)
+    if match is None:
+        return False
+    before, after = plain[: match.start()].strip(), plain[match.end() :]
+    return not _OPERATES.search(after) and not before.endswith(("+", "*", "/", "^", "×", "·", "sqrt", "sqrt{"))
 
 
 def _last(text: str) -> Fraction | None:
@@ -107,9 +150,14 @@ def _last(text: str) -> Fraction | None:
 
 
 def _numbers(text: str) -> list[Fraction]:
-    plain = _NOISE.sub("", text.translate(_SIGNS))
+    return [number for match in _NUMBER.finditer(_plain(text)) if (number := _value(match)) is not None]
+
+
+def _plain(text: str) -> str:
+    """Without currencies, spacing and typesetting; fractions as `1/2`."""
+    plain = _TEXT.sub(r" \1 ", _NOISE.sub("", text.translate(_SIGNS)))
     plain = _SHORT_FRACTION.sub(r" \1/\2 ", _FRACTION.sub(r" \1/\2 ", plain))
-    return [number for match in _NUMBER.finditer(plain) if (number := _value(match)) is not None]
+    return _SIGNED_FRACTION.sub("-", plain)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

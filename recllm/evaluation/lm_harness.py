@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recllm.evaluation.final_answer import thought_and_answer
-from recllm.evaluation.options import check_least, mark, read_options
+from recllm.evaluation.options import check_least, check_share, mark, read_options
 from recllm.evaluation.samples import Samples
 
 if TYPE_CHECKING:
@@ -70,9 +71,12 @@ class LmEvalEvaluator:
         """
         evaluate, wrapper = _harness()
         harnessed = wrapper(pretrained=model, tokenizer=tokenizer, batch_size=self.options.batch_size)
-        runs = [self._run(evaluate, harnessed, self.options.seed + sample) for sample in range(self.options.samples)]
+        runs = [
+            self._run(evaluate, harnessed, _seed(self.options.seed, sample)) for sample in range(self.options.samples)
+        ]
         texts_SQ = [[row["resps"][0][0] for row in rows] for rows in runs]
-        tokens_SQ = [[len(ids) + 1 for ids in _encoded(tokenizer, texts)] for texts in texts_SQ]
+        most = self.options.max_new_tokens
+        tokens_SQ = [[min(len(ids) + 1, most) for ids in _encoded(tokenizer, texts)] for texts in texts_SQ]
         thinks_SQ = [[bool(thought_and_answer(text)[0]) for text in texts] for texts in texts_SQ]
         value_SQ = [[float(row[self.options.metric]) for row in rows] for rows in runs]
         return Samples(
@@ -114,6 +118,11 @@ def pick_rows(rows: Sequence[Mapping[str, Any]], asked: LmEvalOptions) -> list[d
     return sorted(chosen, key=lambda row: row["doc_id"])
 
 
+def _seed(seed: int, sample: int) -> int:
+    """A seed of its own for every run of every seed."""
+    return int(np.random.SeedSequence((seed, sample)).generate_state(1)[0])
+
+
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
@@ -128,6 +137,13 @@ def _harness() -> tuple[Any, Any]:
     return simple_evaluate, HFLM
 
 
+def _version() -> str:
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:  # imported from a checkout that was never installed
+        return ""
+
+
 def lm_eval_evaluator(options: Mapping[str, Any]) -> LmEvalEvaluator:
     """A task of lm-eval.
 
@@ -137,8 +153,7 @@ def lm_eval_evaluator(options: Mapping[str, Any]) -> LmEvalEvaluator:
     asked = read_options(LmEvalOptions, options)
     positive = dict.fromkeys(("questions", "samples", "max_new_tokens", "batch_size"), 1)
     check_least(asked, {**positive, "shots": 0, "temperature": 0, "seed": 0})
-    if not 0 < asked.top_p <= 1:
-        raise ValueError(f"evaluator_options: top_p must lie above 0 and be at most 1, got {asked.top_p}")
+    check_share(asked, "top_p")
     _harness()
-    settings = {key: value for key, value in asdict(asked).items() if key != "batch_size"}
-    return LmEvalEvaluator(f"lm_eval_{asked.task}", mark("lm_eval", settings), asked)
+    # Draws of a batch come from one stream there, so the size of batches counts, too.
+    return LmEvalEvaluator(f"lm_eval_{asked.task}", mark("lm_eval", _version(), asdict(asked)), asked)

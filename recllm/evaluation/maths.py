@@ -23,7 +23,7 @@ from recllm.data.prompts import THINK_CLOSE, THINK_OPEN, user
 from recllm.evaluation.arithmetic import ArithmeticWorld
 from recllm.evaluation.completions import complete
 from recllm.evaluation.final_answer import final_number, thought_and_answer
-from recllm.evaluation.options import check_least, mark, read_options
+from recllm.evaluation.options import check_least, check_share, mark, read_options
 from recllm.evaluation.samples import Samples
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def gsm8k_evaluator(options: Mapping[str, Any]) -> MathsEvaluator:
 
 def _checked(asked: Any) -> Any:
     check_least(asked, _LEAST)
-    if not 0 < asked.top_p <= 1:
-        raise ValueError(f"evaluator_options: top_p must lie above 0 and be at most 1, got {asked.top_p}")
+    check_share(asked, "top_p")
     return asked
 
 
@@ -213,7 +212,8 @@ def read_problems(path: Path) -> tuple[list[str], list[Fraction]]:
         raise ValueError(f"{path} holds no problem")
     questions, gold = [], []
     for row, (question, answer) in enumerate(frame.select(columns).iter_rows()):
-        number = final_number(answer) if isinstance(answer, str) and "####" in answer else None
+        _, marked, said = answer.rpartition("####") if isinstance(answer, str) else ("", "", "")
+        number = final_number(said) if marked else None
         if not isinstance(question, str) or not question.strip() or number is None:
             raise ValueError(f"{path}, row {row}: needs a question, and an answer that ends in #### and a number")
         questions.append(question.strip())

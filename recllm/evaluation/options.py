@@ -52,6 +52,12 @@ def check_least(options: Any, least: Mapping[str, float]) -> None:
             raise ValueError(f"evaluator_options: {name} must be at least {bound}, got {value}")
 
 
+def check_share(options: Any, name: str) -> None:
+    """Raise ValueError where an option lies outside (0, 1]."""
+    if not 0 < getattr(options, name) <= 1:
+        raise ValueError(f"evaluator_options: {name} must lie above 0 and be at most 1, got {getattr(options, name)}")
+
+
 def mark(*parts: Any) -> str:
     """Fingerprint of plain values: hex sha256 of their JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

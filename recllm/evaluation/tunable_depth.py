@@ -110,8 +110,7 @@ class RecommendationEvaluator:
             tokenizer,
             prompts,
             samples=asked.samples,
-            # One more, to see whether the answer begins there.
-            max_new_tokens=asked.think_tokens + 1,
+            max_new_tokens=asked.think_tokens,
             temperature=asked.temperature,
             top_p=asked.top_p,
             seed=asked.seed,

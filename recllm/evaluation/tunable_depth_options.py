@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recllm.evaluation.options import Options, check_least, mark, read_options
+from recllm.evaluation.options import Options, check_least, check_share, mark, read_options
 from recllm.metrics.ranking import ndcg_at_k, recall_at_k
 from recllm.provenance import fingerprint
 
@@ -96,8 +96,8 @@ def read_checked(kind: type[Options], options: Mapping[str, Any]) -> Options:
             raise ValueError(f"evaluator_options: {name} must be {' or '.join(_CHOICES[name])}, got {value!r}")
         if isinstance(value, float) and value < 0:
             raise ValueError(f"evaluator_options: {name} must be a number of at least 0, got {value}")
-    if not 0 < values.get("top_p", 1.0) <= 1:
-        raise ValueError(f"evaluator_options: top_p must lie above 0 and be at most 1, got {values['top_p']}")
+    if "top_p" in values:
+        check_share(read, "top_p")
     return read
 
 

@@ -63,6 +63,34 @@ STRINGS = [
     ("The answer is \u20ac1\u202f234.50", Fraction(2469, 2)),
     ("The answers are 3", 3),
     ("I will answer in 2 steps: the answer is 9.", 9),
+    # headings are no marks
+    ("#### Step 1: Eggs\n16-3-4=9\n#### Step 2: Money\n9*2=18\nThe answer is 18.", 18),
+    ("#### Solution for 3 friends\nso the final answer is **7**.", 7),
+    ("#### 2. The money\nIt makes 9.", 9),
+    ("#### 18 = 9*2", 18),
+    # a reason is no answer
+    ("The answer is 18, since 16-7=9 eggs.", 18),
+    ("The final answer is 3. We verified with x = 7.", 3),
+    ("The answer is 10. Check: 2*9=18", 10),
+    ("Each answer is worth 2 points, so he has 18 points", 18),
+    ("He answers 3 questions: 4 points each. Total 12", 12),
+    (r"\boxed{18 = 2 \times 9}", 18),
+    (r"\boxed{x = 18, y = 2}", 18),
+    # signs of fractions
+    (r"so x is $-\frac{1}{2}$", Fraction(-1, 2)),
+    ("so x is -\u00bd", Fraction(-1, 2)),
+    (r"\boxed{- \frac{3}{4}}", Fraction(-3, 4)),
+    (r"\boxed{\text{a loss, profit of } -5}", -5),
+    (r"16 -\frac{1}{2}", Fraction(1, 2)),
+    # expressions are not worked out
+    (r"\boxed{2\sqrt{3}}", None),
+    (r"\boxed{10^3}", None),
+    (r"\boxed{2+3}", None),
+    (r"\boxed{3!}", None),
+    (r"\boxed{6/2/3}", None),
+    # blanks that group digits
+    (r"\boxed{1 234}", 1234),
+    ("1\u2009234", 1234),
     # nothing marked: the last number
     ("16 - 3 - 4 = 9, and 9 * 2 = 18", 18),
     ("It costs $1,234.56 in total.", Fraction(123456, 100)),
@@ -171,9 +199,11 @@ def test_every_integer_is_read_from_every_mark(number, style):
     assert [final_number(text) for text in marks] == [number] * 4
 
 
-@pytest.mark.parametrize(
-    "piece", ["\\boxed{", "\\frac{1", "answer ", "answer is ", "1,", "1 ", "#", "-", "1/", "<think>", "9", "1.", "{"]
-)
+HOSTILE = ["\\boxed{", "\\frac{1", "\\frac{ ", "\\frac{" + " " * 400, "#### 1 a ", "\\text{", " - ", "answer "]
+HOSTILE += ["answer is ", "1,", "1 ", "#", "-", "1/", "<think>", "9", "1.", "{"]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
 def test_long_hostile_text_is_read_in_linear_time(piece):
     def seconds(count):
         text = piece * count
