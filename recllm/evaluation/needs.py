@@ -78,10 +78,14 @@ def answer_by_models(
     return NeedsAnswers(list(needs), list(types), found.categories_EK, found.services_EK)
 
 
-def chosen_width(bench: NeedsBench, folders: Sequence[str], widths: Sequence[int], rows: np.ndarray, label: str) -> int:
-    """How many of the best categories should bring services: the width with the best NDCG@5, the first of equals."""
+def chosen_width(
+    bench: NeedsBench, folders: Sequence[str], widths: Sequence[int], most: int | None = None, label: str = "needs"
+) -> int:
+    """How many of the best categories should bring services: the width with the best NDCG@5 on validation, the first of
+    equals. most: validation targets, at most; never more than `_WIDTH_ROWS`."""
     if len(widths) == 1:
         return widths[0]
+    rows = bench.rows("validation", min(most or _WIDTH_ROWS, _WIDTH_ROWS))
     found = {
         width: values(bench, rows, answer_by_models(bench, folders, rows, width, f"{label}, {width} wide"))[_CHOICE]
         for width in widths
@@ -110,10 +114,7 @@ def evaluate_needs(
     baselines = baselines_of(bench, backbones, graph or {})
     on_choice = {name: values(bench, choice, chosen.answer(choice)) for name, chosen in baselines.items()}
     on_test = {name: values(bench, rows, chosen.answer(rows)) for name, chosen in baselines.items()}
-    narrow = bench.rows("validation", min(most or _WIDTH_ROWS, _WIDTH_ROWS))
-    widths = {
-        name: chosen_width(bench, folders, categories, narrow, name) for name, folders in models.items() if folders
-    }
+    widths = {name: chosen_width(bench, folders, categories, most, name) for name, folders in models.items() if folders}
     on_test |= {
         name: values(bench, rows, answer_by_models(bench, models[name], rows, width, name))
         for name, width in widths.items()
@@ -122,7 +123,8 @@ def evaluate_needs(
     clusters = Clusters(bench.user_of(rows))
     metrics: dict[str, Any] = {"n": len(rows), "clusters": len(np.unique(clusters.cluster_E))}
     metrics |= {f"n_{name}": int(in_E.sum()) for name, in_E in groups.items()}
-    metrics |= {f"{name}/chosen_categories": width for name, width in widths.items()}
+    if len(categories) > 1:
+        metrics |= {f"{name}/chosen_categories": width for name, width in widths.items()}
     for name, chosen in baselines.items():
         metrics |= {f"{name}/chosen_{key}": value for key, value in chosen.settings.items()}
         metrics |= {f"validation/{name}/{key}": mean(on_choice[name], key, choice_groups) for key in HEADLINES}

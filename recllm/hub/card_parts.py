@@ -14,27 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from recllm.data.markdown import code, plain, prose
 from recllm.provenance import several
 
 _COST = re.compile(r"cost|flops|seconds|latency|memory|_gib$|_ms$|tokens$")
 _SUFFIXES = ("_lo", "_hi", "_n")
-
-
-def plain(value: object, limit: int = 300) -> str:
-    """The value as one line without control or invisible characters, cut at `limit` characters."""
-    kept = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in str(value))
-    line = " ".join(kept.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
-
-
-def code(value: object) -> str:
-    """The value as inline code, which no Markdown inside it can leave; a table cell stays one cell."""
-    return "`" + (plain(value).replace("`", "'").replace("|", "\u00a6") or "-") + "`"
-
-
-def prose(value: object) -> str:
-    """The value as running text with every mark of Markdown and HTML escaped."""
-    return re.sub(r"([!#-&(-+./:-@\[-`{-~-])", r"\\\1", plain(value) or "-")
 
 
 def metric_rows(metrics: Mapping[str, Any], costs: bool) -> list[list[str]]:

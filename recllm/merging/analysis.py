@@ -82,7 +82,9 @@ def analyse(
 def _between(best: list[Row]) -> list[float]:
     low, high = best[0].tokens, best[-1].tokens
     steps = [low + (high - low) * step / (_BUDGETS + 1) for step in range(1, _BUDGETS + 1)]
-    return sorted({float(f"{step:.2g}") for step in steps if step > 0})
+    rounded = ((step, float(f"{step:.2g}")) for step in steps if step > 0)
+    # Two digits are for people, unless they lead out of the front.
+    return sorted({near if low < near < high else step for step, near in rounded})
 
 
 def flat_metrics(found: Analysis) -> dict[str, Any]:

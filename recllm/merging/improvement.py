@@ -111,14 +111,16 @@ def _bootstrap(gain_QT: np.ndarray, margin_T: np.ndarray, draws: int, seed: int)
     rng = np.random.default_rng(seed)
     above_T = np.zeros(columns, dtype=np.int64)
     parts = []
-    rows = max(1, _CHUNK // questions)
+    rows = max(1, _CHUNK // max(questions, columns))
     for start in range(0, draws, rows):
         count = min(rows, draws - start)
         drawn_RQ = rng.integers(0, questions, (count, questions)) + np.arange(count)[:, None] * questions
         times_RQ = np.bincount(drawn_RQ.ravel(), minlength=count * questions).reshape(count, questions)
         moved_RT = (times_RQ / questions) @ centred_QT
         above_T += (moved_RT >= mean_T + margin_T - _SMALL * (1 + np.abs(mean_T))).sum(axis=0)
-        parts.append(moved_RT.astype(np.float32))
+        # p needs many resamples, an interval as many as ever.
+        if start < _DRAWS:
+            parts.append(moved_RT.astype(np.float32))
     lo_T, hi_T = np.quantile(np.concatenate(parts), [0.025, 0.975], axis=0)
     intervals = [
         Interval(float(mean), float(mean + lo), float(mean + hi), questions)

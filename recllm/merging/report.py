@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recllm.data.markdown import code, prose
 from recllm.evaluation.report import markdown_table
 from recllm.merging.analysis import Analysis
 from recllm.merging.curve import HIGH, LOW, Phase
@@ -39,7 +40,7 @@ def print_report(folder: Path) -> None:
 
 
 def write_results(found: Analysis, path: Path) -> None:
-    """Every point as a row of CSV; `read_csv` reads it again. Twins name the point that they are."""
+    """Every point as a row of CSV. Twins name the point that they are."""
     best = {row.key for row in found.front}
     beside = {(one.row.key, one.parent): one for one in found.comparisons}
     extra = [f"{name}_{role}" for role in found.results.parents for name in ("improves", "p", "p_holm")]
@@ -51,18 +52,19 @@ def write_results(found: Analysis, path: Path) -> None:
             for role in found.results.parents:
                 one = beside.get((row.key, role))
                 cells += [one.improves, one.p, one.p_holm] if one else ["", "", ""]
-            out.writerow(["" if cell is None else cell for cell in cells])
+            out.writerow([_inert(cell) for cell in cells])
 
 
-def code(text: str) -> str:
-    """A name as inline code that cannot leave it, nor its cell of a table."""
-    line = " ".join(str(text).split())[:120]
-    return "`" + (line.replace("`", "'").replace("|", "\u00a6") or "-") + "`"
+def _inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")):
+        return f"'{cell}"
+    return "" if cell is None else cell
 
 
 def markdown(found: Analysis, title: str) -> str:
     """The whole report as a page of Markdown."""
-    parts = [f"# {title}", _said(found), f"![The curve]({FILES[0]})", "## Parents", _parent_table(found.results)]
+    parts = [f"# {prose(title)}", _said(found), f"![The curve]({FILES[0]})", "## Parents", _parent_table(found.results)]
     parts += ["## Pareto set", _front_text(found), markdown_table(_front_rows(found))]
     parts += ["## What to use", _choice_text(found), markdown_table(_choice_rows(found.choices))]
     for role in found.results.parents:

@@ -138,9 +138,9 @@ class Results:
         return {line: sorted(rows, key=lambda row: row.strength) for line, rows in found.items()}
 
 
-def with_twins(rows: Iterable[Row], lines: Mapping[str, float | None]) -> tuple[Row, ...]:
-    """The rows with their twins marked. `lines`: key -> `Point.line`."""
-    first: dict[float, str] = {}
+def with_twins(rows: Iterable[Row], lines: Mapping[str, float | None], parents: Iterable[str] = ()) -> tuple[Row, ...]:
+    """The rows with their twins marked. `lines`: key -> `Point.line`. Parents are never twins, whatever the order."""
+    first = {line: key for key in parents if (line := lines.get(key)) is not None}
     marked = []
     for row in rows:
         line = lines.get(row.key)
@@ -162,14 +162,14 @@ def from_sweep(sweep: Sweep | str | Path) -> Results:
     points = [point for point in sweep.points if point.key in sweep.records]
     if not points:
         raise ValueError(f"{sweep.folder}: no point is finished; run the sweep first")
-    rows = with_twins((_row(sweep, point) for point in points), {point.key: point.line for point in points})
+    lines, ends = {point.key: point.line for point in points}, {role: end.key for role, end in ENDS.items()}
+    rows = with_twins((_row(sweep, point) for point in points), lines, ends.values())
     for row in rows:
         if row.n != rows[0].n:
             raise ValueError(
                 f"{sweep.folder}: point {row.key} was asked {row.n} questions and {rows[0].key} {rows[0].n}: they "
                 "cannot be compared; sweep into another folder"
             )
-    ends = {role: point.key for role, point in ENDS.items()}
     parents = {role: row for role, key in ends.items() for row in rows if row.key == key}
     notes = [] if sweep.complete else [f"{len(points)} of {len(sweep.points)} points are finished; the rest is missing"]
     notes += missing_parents(parents)

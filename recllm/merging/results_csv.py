@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recllm.data.markdown import code
 from recllm.merging.methods import DIRECT, THINKING
 from recllm.merging.results import Results, Row, from_sweep, missing_parents, with_twins
 
@@ -86,7 +87,7 @@ class _Reader:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{self.path}: column {', '.join(twice)} is there twice; keep one")
         if others := [name for name in names if name not in COLUMNS + OPTIONAL]:
-            self.notes.append(f"columns that are not read: {', '.join(others)}")
+            self.notes.append(f"columns that are not read: {', '.join(map(code, others))}")
         return names
 
     def number(self, line: int, cells: Mapping[str, str], name: str) -> float:
@@ -154,7 +155,9 @@ def read_csv(path: str | Path, accuracy_scale: str = "auto") -> Results:
     lines = {row.key: row.strength for row in rows if _plain(row.method) in _ON_THE_LINE and not row.setting}
     parents = {role: next(row for row in rows if row.key == parent.key) for role, parent in parents.items()}
     notes = (*reader.notes, *missing_parents(parents))
-    return Results(path, with_twins(rows, lines), parents, planned=len(rows), notes=notes)
+    return Results(
+        path, with_twins(rows, lines, (row.key for row in parents.values())), parents, planned=len(rows), notes=notes
+    )
 
 
 def read_results(sweep: str | Path | None, table: str | Path | None, accuracy_scale: str = "auto") -> Results:

@@ -60,16 +60,14 @@ def test_the_log_becomes_samples(harness):
 
 
 def test_no_two_runs_share_a_seed_and_what_was_cut_off_has_no_end(harness):
-    harness([row(0, "a b c d", 1.0)], [row(0, "1", 1.0)])
+    calls = harness([row(0, "a b c d", 1.0)], *[[row(0, "1", 1.0)]] * 5)
     tokenizer, options = train_tokenizer(["a b c"], 256), {"task": "gsm8k", "samples": 2}
-    [tokens] = lm_eval_evaluator({**options, "max_new_tokens": 5})(None, tokenizer).tokens_QS.tolist()
-    assert tokens == [5, 2]
-    seeds = []
+    whole = len(tokenizer("a b c d", add_special_tokens=False)["input_ids"])
+    [tokens] = lm_eval_evaluator({**options, "max_new_tokens": whole})(None, tokenizer).tokens_QS.tolist()
+    assert tokens == [whole, 2]
     for seed in (0, 1):
-        calls = harness([row(0, "1", 1.0)], [row(0, "1", 1.0)])
         lm_eval_evaluator({**options, "seed": seed})(None, tokenizer)
-        seeds += [call["torch_random_seed"] for call in calls]
-    assert len(set(seeds)) == 4
+    assert len({call["torch_random_seed"] for call in calls[2:]}) == 4
 
 
 def test_greedy_does_not_sample(harness):

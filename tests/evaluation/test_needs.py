@@ -180,7 +180,7 @@ def test_how_many_categories_bring_services_is_chosen_on_validation(bench, proje
     best = max(found, key=found.get)
     worst = min(found, key=found.get)
     assert found[worst] < found[best], "a world in which the choice does not matter shows nothing"
-    assert chosen_width(bench, one, [worst, best], rows, "x") == best
+    assert chosen_width(bench, one, [worst, best], 30) == best
     metrics = evaluate_needs(bench, {"joint": one}, {}, {"epochs": 1}, 30, [worst, best])
     assert metrics["joint/chosen_categories"] == best
     tested = bench.rows("test", 30)

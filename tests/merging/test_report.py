@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from recllm.data.markdown import code
 from recllm.merging.analysis import analyse, flat_metrics
 from recllm.merging.divergence import divergence
-from recllm.merging.report import code, improvement_text, span, write_report
+from recllm.merging.report import improvement_text, markdown, span, write_report, write_results
 from recllm.merging.report_plot import plot_curve, said
 from recllm.merging.results import from_sweep
 from recllm.merging.results_csv import read_csv
@@ -209,3 +210,18 @@ def test_what_is_said_of_improvements_depends_on_what_stands(found):
 def test_numbers_with_their_intervals():
     assert span(Interval(0.5, 0.5, 0.5, 3), 1) == "0.5"
     assert span(Interval(-0.25, -0.5, 0.0, 3), 2, signed=True) == "-0.25 [-0.50, +0.00]"
+
+
+def test_somebody_elses_text_is_no_markup_and_no_formula(tmp_path):
+    table = tmp_path / "theirs.csv"
+    table.write_text(
+        'method,strength,accuracy,tokens,n,"x # [click](https://e) <img src=1>",label\n'
+        "linear,0,0.5,10,100,1,=1+1\nlinear,0.5,0.6,20,100,1,mix\nlinear,1,0.7,30,100,1,end\n"
+    )
+    found = analyse(read_csv(table))
+    text = markdown(found, "a # b [c](https://e) <i>")
+    assert text.startswith("# a \\# b \\[c\\]\\(https\\:\\/\\/e\\) \\<i\\>\n")
+    assert "`x # [click](https://e) <img src=1>`" in text
+    write_results(found, tmp_path / "results.csv")
+    cells = [row["label"] for row in csv.DictReader((tmp_path / "results.csv").open())]
+    assert cells[0] == "'=1+1"

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from recllm.merging.results import from_sweep
+from recllm.merging.results import from_sweep, with_twins
 from recllm.merging.results_csv import read_csv, read_results, wilson
 from recllm.merging.space import Point
 
@@ -155,7 +156,7 @@ def test_equal_rows_are_kept_once_and_foreign_columns_left_out_and_both_are_told
     results = read_csv(table(tmp_path, *rows, head=HEAD + ",benchmark"))
     assert [row.strength for row in results.rows] == [0.5, 0.6]
     assert "line 3 repeats line 2 and was left out" in results.notes
-    assert "columns that are not read: benchmark" in results.notes
+    assert "columns that are not read: `benchmark`" in results.notes
     assert any("different n" in note for note in results.notes)
 
 
@@ -184,3 +185,17 @@ def test_intervals_of_a_csv_are_wilsons():
         expected = binomtest(right, n).proportion_ci(method="wilson")
         assert wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert wilson(1.0, 5)[1] == 1.0
+
+
+def test_parents_are_never_twins_whatever_the_order_of_the_grid(tmp_path):
+    mixes = [Point.of("task_arithmetic", strength=strength) for strength in (0.0, 0.5, 1.0)]
+    points = [*mixes, ENDS[0], Point.of("linear", strength=0.5), ENDS[1]]
+    known = {row.key: replace(row, twin=None) for row in from_sweep(write(tmp_path, points, spectrum(40))).rows}
+    rows = with_twins(
+        (known[point.key] for point in points), {p.key: p.line for p in points}, [end.key for end in ENDS]
+    )
+    assert [(row.label, row.twin) for row in rows if row.twin] == [
+        ("task_arithmetic strength=0.0", ENDS[0].key),
+        ("task_arithmetic strength=1.0", ENDS[1].key),
+        ("linear strength=0.5", mixes[1].key),
+    ]
