@@ -17,10 +17,10 @@ from typing import Any
 from recllm.evaluation.report import markdown_table
 from recllm.hub import card_parts as parts
 from recllm.hub.client import PublishError
-from recllm.hub.merged import RECIPE, Delivery, finish_point
+from recllm.hub.merged import RECIPE, Delivery, finish_point, parent_name
 from recllm.hub.publish import open_repository, preflight, publish, publish_with_outcome
 from recllm.hub.selection import select
-from recllm.merging.pick import Pick, shown_name
+from recllm.merging.pick import Pick
 from recllm.merging.report_plot import plot_curve
 from recllm.merging.results import Row
 from recllm.provenance import RunRecord
@@ -127,8 +127,8 @@ def _index(delivery: Delivery, chosen: Sequence[Pick], folder: Path, shelf: Shel
     sweep = delivery.sweep
     parents = [["parent", "what", "licence"]]
     parents += [
-        [role, parts.code(shown_name(sweep.parents[role]["address"])), parts.code(delivery.licences[role])]
-        for role in sweep.parents
+        [role, parts.code(parent_name(role, entry)), parts.code(delivery.licences[role])]
+        for role, entry in sweep.parents.items()
     ]
     first = branch_of(delivery, chosen[-1])
     text = (

@@ -80,26 +80,26 @@ def combined(licences: Mapping[str, str]) -> Licence:
     return Licence(None if len(known) < len(licences) else single, tuple(dict.fromkeys(notes)))
 
 
-def licence_of(address: str, folder: str | Path) -> str:
+def licence_of(hub_id: str | None, *folders: str | Path) -> str:
     """The licence that a model states: in its card, else in its run record; `unknown` where it states none.
 
     Args:
-        address: a folder or a Hub id, whose card is fetched.
-        folder: where its files lie, looked at as well.
+        hub_id: owner/name, or owner/name@revision, whose card is fetched; None of a local model: the Hub is not asked.
+        folders: where its files lie, looked at in this order.
     """
-    places = [Path(address)] if Path(address).is_dir() else _card_folder(address)
-    for place in (*places, Path(folder)):
+    places = _card_folder(hub_id) if hub_id else []
+    for place in (*places, *map(Path, folders)):
         for stated in (_from_card(place / "README.md"), _from_record(place)):
             if stated and stated != "other":
                 return stated
     return UNKNOWN
 
 
-def _card_folder(address: str) -> list[Path]:
+def _card_folder(hub_id: str) -> list[Path]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    name, _, revision = address.partition("@")
+    name, _, revision = hub_id.partition("@")
     try:
         return [Path(HfApi().hf_hub_download(name, "README.md", revision=revision or None)).parent]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):

@@ -67,7 +67,7 @@ def test_a_licence_is_read_from_the_card_else_from_the_record(tmp_path):
     record = RunRecord.start(tmp_path / "run", "sft", {"seed": 1})
     record.extra["assets"] = {"smollm2": {"kind": "model", "name": "smollm2", "licence": "Apache-2.0"}}
     record.finish({})
-    assert licence_of(str(tmp_path / "run"), tmp_path / "run") == "apache-2.0"
+    assert licence_of(None, tmp_path / "run") == "apache-2.0"
     card = tmp_path / "run" / "README.md"
     for text, expected in {
         "---\nlicense: MIT\n---\n# x\n": "mit",
@@ -78,12 +78,12 @@ def test_a_licence_is_read_from_the_card_else_from_the_record(tmp_path):
         "no front matter": "apache-2.0",
     }.items():
         card.write_text(text)
-        assert licence_of(str(tmp_path / "run"), tmp_path / "run") == expected, text
-    assert licence_of(str(tmp_path), tmp_path) == "unknown"
-    # A parent that was made ready elsewhere: the address speaks first, then the folder.
+        assert licence_of(None, tmp_path / "run") == expected, text
+    assert licence_of(None, tmp_path) == "unknown"
+    # A parent that was made ready elsewhere: the first folder that states anything.
     (tmp_path / "ready").mkdir()
     (tmp_path / "ready" / "README.md").write_text("---\nlicense: gemma\n---\n")
-    assert licence_of(str(tmp_path), tmp_path / "ready") == "gemma"
+    assert licence_of(None, tmp_path, tmp_path / "ready") == "gemma"
 
 
 def test_the_card_of_a_hub_id_is_asked_and_no_hub_means_unknown(tmp_path, monkeypatch):
@@ -98,3 +98,7 @@ def test_the_card_of_a_hub_id_is_asked_and_no_hub_means_unknown(tmp_path, monkey
         assert licence_of("tester/model", tmp_path) == "gemma"
         assert licence_of("tester/bare", tmp_path) == "unknown"
         assert licence_of("tester/nothing", tmp_path) == "unknown"
+        monkeypatch.chdir(tmp_path)
+        asked = len(hub.requests)
+        assert licence_of(None, "tester/model") == "unknown", "a folder that is called like a stranger's repository"
+        assert len(hub.requests) == asked

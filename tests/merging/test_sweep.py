@@ -359,6 +359,7 @@ def test_an_adapter_is_a_parent_and_a_retrained_one_is_another(parents, tmp_path
     ready = Path(found.parents["thinking"]["folder"])
     assert found.complete and ready.is_relative_to(tmp_path / "sweep") and (ready / "model.safetensors").is_file()
     assert found.parents["thinking"]["address"] == str(tmp_path / "adapter")
+    assert all(parent["hub_id"] is None for parent in found.parents.values()), "folders are no models of the Hub"
     ends = [found.samples(point.key).value_QS for point in ENDS.values()]
     assert not np.array_equal(*ends)
     train(1)
