@@ -1,4 +1,6 @@
-"""What a merge may be passed on under: the parents' licences, the most restrictive of them, and what is to be told.
+"""What a merge may be passed on under: the parents' licences, the one that restricts, and what is to be told.
+
+A licence that restricts rules over permissive ones; of two different ones that restrict none rules over the other.
 
 No legal advice: names are sorted by how much they ask for, and whatever is not known is said to be so.
 """
@@ -61,15 +63,17 @@ def combined(licences: Mapping[str, str]) -> Licence:
     ]
     known = [name for name, group in groups.items() if group != UNKNOWN]
     highest = max((_ORDER.index(groups[name]) for name in known), default=0)
-    ruling = {licences[name] for name in known if _ORDER.index(groups[name]) == highest}
-    for name in known:
-        lower = [other for other in known if _ORDER.index(groups[other]) < _ORDER.index(groups[name])]
-        if lower and _ORDER.index(groups[name]) == highest:
+    strict = _ORDER.index("share alike")
+    rulers = [name for name in known if _ORDER.index(groups[name]) >= min(highest, strict)]
+    ruling = {licences[name] for name in rulers}
+    lower = [name for name in known if name not in rulers]
+    for name in rulers:
+        if lower:
             than = ", ".join(f"{licences[other]} of {other}" for other in lower)
             notes.append(
                 f"{name} is under {licences[name]} ({groups[name]}), more restrictive than {than}: it applies."
             )
-    if highest >= _ORDER.index("share alike") and known:
+    if highest >= strict and known:
         notes.append(f"{' and '.join(sorted(ruling))} restricts what may be done with this merge: read it first.")
     if len(ruling) > 1:
         notes.append(f"The parents' licences differ ({', '.join(sorted(ruling))}): the terms of all of them apply.")

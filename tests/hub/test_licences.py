@@ -49,7 +49,16 @@ def test_groups(licence, group):
             ["B is under gpl-3.0 (share alike), more restrictive than mit of A", "read"],
         ),
         ("gemma", "llama3", None, ["gemma and llama3 restricts what", "The parents' licences differ (gemma, llama3)"]),
-        ("cc-by-nc-4.0", "llama3", "cc-by-nc-4.0", ["A is under cc-by-nc-4.0", "cc-by-nc-4.0 restricts"]),
+        *(
+            (one, other, None, [f"{one} and {other} restricts", f"The parents' licences differ ({one}, {other}): the"])
+            for one, other in (
+                ("cc-by-nc-4.0", "llama3"),
+                ("gpl-3.0", "llama3"),
+                ("cc-by-nc-4.0", "cc-by-sa-4.0"),
+                ("agpl-3.0", "gpl-3.0"),
+            )
+        ),
+        ("gpl-3.0", "gpl-3.0", "gpl-3.0", ["gpl-3.0 restricts"]),
         ("mit", "unknown", None, ["The licence of B is not known (unknown): ask"]),
         ("gpl-3.0", "foo", None, ["The licence of B is not known (foo): ask", "gpl-3.0 restricts"]),
     ],
