@@ -5,6 +5,7 @@ mergekit runs in this process here; that it runs in one of its own is tests/merg
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,7 @@ def recipe():
     def run(name: str, *argv: str) -> None:
         scripts[name]["main"](*parse(scripts[name]["Arguments"], argv=list(map(str, argv))))
 
+    run.arguments = {name: script["Arguments"] for name, script in scripts.items()}
     return run
 
 
@@ -268,9 +270,12 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
     assert len(merges) == 2
     assert load_run(tmp_path / "out") is None
     before = branches(hub)
+    # The second is made again, at another time: its branch has the beginning of a push of another card.
+    (begun,) = [name for name, commits in before.items() if len(commits) == 2]
+    shutil.rmtree(tmp_path / "out" / "points" / begun)
 
     deliver(recipe, sweep, tmp_path / "out", *argv)
-    assert len(merges) == 3, "the second was there, the first is up"
+    assert len(merges) == 4, "the second was gone, the first is up"
     after = branches(hub)
     assert len(after) == 4
     done = [name for name, commits in before.items() if name != "main" and len(commits) == 3]
@@ -281,6 +286,9 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
         files = hub.files(HELD, names[name])
         assert json.loads(files["point.json"])["key"] == point.key
         assert {"README.md", "model.safetensors", "curve.png", "run.json", "tokenizer.json"} <= set(files)
+        shown = json.loads(files["README.md"].decode().split("```json")[1].split("```")[0])
+        assert shown == {"sweep": "sweep", "key": point.key, "output_dir": names[name]}
+        recipe.arguments["merge_deliver"](**shown)  # the card's command takes it
     page = hub.files(HELD, "main")
     assert set(page) == {"README.md", "curve.png", "curve.svg"}
     text = page["README.md"].decode()
@@ -294,7 +302,7 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
     # From a folder that knows nothing: nothing is merged, nothing is sent but the question what is up.
     sent = hub.count("POST", "commit|lfs|branch")
     deliver(recipe, sweep, tmp_path / "elsewhere", *argv)
-    assert len(merges) == 3
+    assert len(merges) == 4
     assert branches(hub) == after
     assert hub.count("POST", "commit|lfs|branch") == sent
 
