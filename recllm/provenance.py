@@ -35,6 +35,8 @@ _NOT_IDENTITY = {
     *("report_to", "disable_tqdm", "overwrite"),
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"),
 }
+# Of one recipe alone: elsewhere keys of these names are inputs. A moved parent is known by its fingerprint.
+_NOT_IDENTITY_OF = {"merge_deliver": {"direct", "thinking", "base", "retries", "keep"}}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -149,9 +151,10 @@ def plain_config(*configs: Any) -> dict[str, Any]:
     return json.loads(json.dumps(merged, default=str))
 
 
-def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(recipe: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     # Inputs are known by their content; the paths that led to them do not matter.
-    kept = {k: v for k, v in config.items() if k not in _NOT_IDENTITY and k not in inputs}
+    left_out = _NOT_IDENTITY | _NOT_IDENTITY_OF.get(recipe, set()) | inputs.keys()
+    kept = {k: v for k, v in config.items() if k not in left_out}
     return {"config": kept, "inputs": dict(inputs)}
 
 
@@ -232,13 +235,13 @@ class RunRecord:
         marks = {name: fingerprints(path) for name, path in (inputs or {}).items()}
         known = load_run(folder)
         same = known is not None and known["recipe"] == recipe
-        same = same and _identity(known["config"], known["inputs"]) == _identity(plain, marks)
+        same = same and _identity(recipe, known["config"], known["inputs"]) == _identity(recipe, plain, marks)
         folder.mkdir(parents=True, exist_ok=True)
         if same:
             print(f"{recipe}: {folder} is complete, nothing to do", flush=True)
         else:
             (folder / RUN_FILE).unlink(missing_ok=True)
-            _disown_checkpoints(folder, {"recipe": recipe, **_identity(plain, marks)})
+            _disown_checkpoints(folder, {"recipe": recipe, **_identity(recipe, plain, marks)})
         return cls(folder, recipe, plain, marks, complete=same, extra=extra)
 
     def add_asset(self, asset: Mapping[str, Any]) -> None:

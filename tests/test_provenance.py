@@ -58,6 +58,21 @@ def test_where_data_and_output_lie_does_not_matter(tmp_path, data):
     assert RunRecord.start(tmp_path / "there", "toy", config, {"dataset": moved}).complete
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key", "same"),
+    [
+        *(("merge_deliver", key, True) for key in ("direct", "thinking", "base", "retries", "keep")),
+        *(("merge_sweep", key, False) for key in ("direct", "thinking", "base", "retries", "keep")),
+        ("merge_deliver", "budget", False),
+    ],
+)
+def test_where_moved_parents_are_and_how_a_push_goes_is_no_part_of_a_merge_and_of_other_recipes_it_is(
+    tmp_path, recipe, key, same
+):
+    RunRecord.start(tmp_path, recipe, {key: "one"}).finish({})
+    assert RunRecord.start(tmp_path, recipe, {key: "other"}).complete is same
+
+
 @pytest.mark.parametrize("change", ["config", "input", "recipe", "another input"])
 def test_any_other_start_is_not_complete_and_takes_the_record_away(change, tmp_path, data):
     out = tmp_path / "out"

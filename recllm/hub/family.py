@@ -17,10 +17,10 @@ from typing import Any
 from recllm.evaluation.report import markdown_table
 from recllm.hub import card_parts as parts
 from recllm.hub.client import PublishError
-from recllm.hub.merged import RECIPE, Delivery, finish_point
+from recllm.hub.merged import RECIPE, Delivery, finish_point, parent_name
 from recllm.hub.publish import open_repository, preflight, publish, publish_with_outcome
 from recllm.hub.selection import select
-from recllm.merging.pick import Pick, shown_name
+from recllm.merging.pick import Pick
 from recllm.merging.report_plot import plot_curve
 from recllm.merging.results import Row
 from recllm.provenance import RunRecord
@@ -47,9 +47,12 @@ class Shelf:
         if self.repo_id:
             preflight(self.repo_id, private=self.private)
 
-    def push(self, folder: Path, revision: str | None) -> None:
-        """Publish a finished folder where there is somewhere to publish it to; end with the reason where that fails."""
-        options = {"revision": revision, "private": self.private, "retries": self.retries}
+    def push(self, folder: Path, revision: str | None, takes_over: bool = False) -> None:
+        """Publish a finished folder where there is somewhere to publish it to; end with the reason where that fails.
+
+        takes_over: as in `publish.publish`.
+        """
+        options = {"revision": revision, "private": self.private, "retries": self.retries, "takes_over": takes_over}
         publish_with_outcome(folder, self.repo_id, self.repo_id is not None, **options).exit_if_failed()
 
 
@@ -92,7 +95,8 @@ def deliver_family(delivery: Delivery, chosen: Sequence[Pick], record: RunRecord
             before += 1
         else:
             _make(delivery, one, folder)
-            shelf.push(folder, branch)
+            # A merge that was made again has a card with other times: other content of the same branch.
+            shelf.push(folder, branch, takes_over=True)
         if shelf.repo_id and not shelf.keep:
             shutil.rmtree(folder, ignore_errors=True)
     index = _index(delivery, chosen, record.folder / INDEX_FOLDER, shelf)
@@ -110,7 +114,8 @@ def _branches(shelf: Shelf) -> set[str]:
 
 
 def _make(delivery: Delivery, chosen: Pick, folder: Path) -> None:
-    config = {"key": chosen.point.key, "family": True}
+    # What makes this point alone, for its card: of the family's own settings none does.
+    config = {"sweep": str(delivery.sweep.folder), "key": chosen.point.key, "output_dir": folder.name}
     record = RunRecord.start(folder, RECIPE, config, inputs={"sweep": delivery.sweep.folder})
     if not record.complete:
         finish_point(delivery, chosen, record)
@@ -127,8 +132,8 @@ def _index(delivery: Delivery, chosen: Sequence[Pick], folder: Path, shelf: Shel
     sweep = delivery.sweep
     parents = [["parent", "what", "licence"]]
     parents += [
-        [role, parts.code(shown_name(sweep.parents[role]["address"])), parts.code(delivery.licences[role])]
-        for role in sweep.parents
+        [role, parts.code(parent_name(role, entry)), parts.code(delivery.licences[role])]
+        for role, entry in sweep.parents.items()
     ]
     first = branch_of(delivery, chosen[-1])
     text = (

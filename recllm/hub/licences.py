@@ -1,4 +1,6 @@
-"""What a merge may be passed on under: the parents' licences, the most restrictive of them, and what is to be told.
+"""What a merge may be passed on under: the parents' licences, the one that restricts, and what is to be told.
+
+A licence that restricts rules over permissive ones; of two different ones that restrict none rules over the other.
 
 No legal advice: names are sorted by how much they ask for, and whatever is not known is said to be so.
 """
@@ -61,15 +63,17 @@ def combined(licences: Mapping[str, str]) -> Licence:
     ]
     known = [name for name, group in groups.items() if group != UNKNOWN]
     highest = max((_ORDER.index(groups[name]) for name in known), default=0)
-    ruling = {licences[name] for name in known if _ORDER.index(groups[name]) == highest}
-    for name in known:
-        lower = [other for other in known if _ORDER.index(groups[other]) < _ORDER.index(groups[name])]
-        if lower and _ORDER.index(groups[name]) == highest:
+    strict = _ORDER.index("share alike")
+    rulers = [name for name in known if _ORDER.index(groups[name]) >= min(highest, strict)]
+    ruling = {licences[name] for name in rulers}
+    lower = [name for name in known if name not in rulers]
+    for name in rulers:
+        if lower:
             than = ", ".join(f"{licences[other]} of {other}" for other in lower)
             notes.append(
                 f"{name} is under {licences[name]} ({groups[name]}), more restrictive than {than}: it applies."
             )
-    if highest >= _ORDER.index("share alike") and known:
+    if highest >= strict and known:
         notes.append(f"{' and '.join(sorted(ruling))} restricts what may be done with this merge: read it first.")
     if len(ruling) > 1:
         notes.append(f"The parents' licences differ ({', '.join(sorted(ruling))}): the terms of all of them apply.")
@@ -80,26 +84,26 @@ def combined(licences: Mapping[str, str]) -> Licence:
     return Licence(None if len(known) < len(licences) else single, tuple(dict.fromkeys(notes)))
 
 
-def licence_of(address: str, folder: str | Path) -> str:
+def licence_of(hub_id: str | None, *folders: str | Path) -> str:
     """The licence that a model states: in its card, else in its run record; `unknown` where it states none.
 
     Args:
-        address: a folder or a Hub id, whose card is fetched.
-        folder: where its files lie, looked at as well.
+        hub_id: owner/name, or owner/name@revision, whose card is fetched; None of a local model: the Hub is not asked.
+        folders: where its files lie, looked at in this order.
     """
-    places = [Path(address)] if Path(address).is_dir() else _card_folder(address)
-    for place in (*places, Path(folder)):
+    places = _card_folder(hub_id) if hub_id else []
+    for place in (*places, *map(Path, folders)):
         for stated in (_from_card(place / "README.md"), _from_record(place)):
             if stated and stated != "other":
                 return stated
     return UNKNOWN
 
 
-def _card_folder(address: str) -> list[Path]:
+def _card_folder(hub_id: str) -> list[Path]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    name, _, revision = address.partition("@")
+    name, _, revision = hub_id.partition("@")
     try:
         return [Path(HfApi().hf_hub_download(name, "README.md", revision=revision or None)).parent]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):

@@ -17,7 +17,7 @@ from recllm.merging.layout import Layout
 from recllm.merging.ledger import Sweep, read_sweep
 from recllm.merging.mergekit_yaml import rename_models, to_mergekit
 from recllm.merging.methods import DIRECT
-from recllm.merging.pick import Pick, ready_parents, roles_of, shown_name
+from recllm.merging.pick import Pick, ready_parents, roles_of
 from recllm.merging.report_plot import plot_curve
 from recllm.merging.results import from_sweep
 from recllm.merging.space import Point
@@ -60,7 +60,9 @@ def open_delivery(
     """Make the parents ready; arguments and errors as of `merging.pick.ready_parents`."""
     folders = ready_parents(sweep, points, output, checkpoints, elsewhere)
     addresses = {role: (elsewhere or {}).get(role) or entry["address"] for role, entry in sweep.parents.items()}
-    licences = {role: licence_of(addresses[role], path) for role, path in folders.items()}
+    licences = {
+        role: licence_of(sweep.parents[role].get("hub_id"), path, addresses[role]) for role, path in folders.items()
+    }
     mark = hashlib.sha256(" ".join(sorted(f"{r} {e['fingerprint']}" for r, e in sweep.parents.items())).encode())
     return Delivery(sweep, found, folders, licences, mark.hexdigest())
 
@@ -78,7 +80,7 @@ def make_point(delivery: Delivery, chosen: Pick, record: RunRecord) -> dict[str,
     roles = roles_of(point, sweep)
     deliver_into(point, delivery.folders, record.folder, delivery.mark)
     plot_curve(delivery.found, record.folder, chosen.row)
-    names = {role: shown_name(sweep.parents[role]["address"]) for role in roles}
+    names = {role: parent_name(role, sweep.parents[role]) for role in roles}
     text = recipe_text(point, delivery.folders, names)
     (record.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     licence = combined({f"{names[role]} ({role})": delivery.licences[role] for role in roles})
@@ -108,11 +110,19 @@ def recipe_text(point: Point, folders: Mapping[str, Path], names: Mapping[str, s
     return rename_models(text, {str(folders[role].resolve()): name for role, name in names.items()})
 
 
+def parent_name(role: str, entry: Mapping[str, str | None]) -> str:
+    """A parent as others may read it: its Hub id where the sweep says that it has one, else a path of role and folder.
+
+    A path with a dot in front is no Hub id to mergekit or to a reader, however the folder is called.
+    """
+    return entry.get("hub_id") or f"./{role}/{Path(entry['address']).name or Path(entry['folder']).name}"
+
+
 def _parent(delivery: Delivery, role: str, name: str) -> dict[str, str]:
     entry = delivery.sweep.parents[role]
     told = {"role": role, "name": name, "licence": delivery.licences[role], "fingerprint": entry["fingerprint"]}
-    at_hub = not Path(entry["address"]).is_absolute() and name == entry["address"]
-    return told | ({"id": name.partition("@")[0]} if at_hub else {})
+    hub_id = entry.get("hub_id")
+    return told | ({"id": hub_id.partition("@")[0]} if hub_id else {})
 
 
 def _metrics(chosen: Pick) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def publish(
     repo_type: str = "model",
     endpoint: str | None = None,
     allow_incomplete: bool = False,
+    takes_over: bool = False,
     base_delay: float = 1.0,
     max_delay: float = 60.0,
     timeout: float = 120.0,
@@ -102,6 +103,8 @@ def publish(
     Args:
         revision, allow_incomplete: as in `selection.select`.
         private: create the repository privately, and refuse one that is public.
+        takes_over: begin anew where the revision has nothing but the beginning of a push of other content; for
+            revisions whose name says what belongs there.
         retries, base_delay, max_delay, timeout: as in `client.Retry`, for each step and each file by itself.
         token: default is the one of `hf auth login` or HF_TOKEN. It reaches no message, log or exception.
         repo_type: model or dataset.
@@ -122,7 +125,7 @@ def publish(
         repository = Repository(caller, repo_id, repo_type)
         with caller.session():
             repository.create(private)
-            commit = Push(repository, chosen, card, chosen.content_id(card)).run()
+            commit = Push(repository, chosen, card, chosen.content_id(card), takes_over).run()
     except PublishError as error:
         raise PublishError(_kept(chosen, repo_id, error)) from None
     prefix = "datasets/" if repo_type == "dataset" else ""

@@ -2,7 +2,8 @@
 
 A push is three steps on a branch of its own: a first commit with the card, whose title names the content that is
 coming; the large files; and one last commit with everything else, `run.json` included. A branch that ends in the
-first commit is an interrupted push: the same content goes on there, any other is refused.
+first commit is an interrupted push: the same content goes on there, any other is refused unless it takes over. Then
+it begins anew on top, and the interrupted push, should it still be at work, finds the branch ahead and fails.
 """
 
 from __future__ import annotations
@@ -93,12 +94,16 @@ class Repository:
 
 @dataclass(frozen=True)
 class Push:
-    """The push of one selection; `card` is its README.md, `content_id` names exactly what is pushed."""
+    """The push of one selection; `card` is its README.md, `content_id` names exactly what is pushed.
+
+    takes_over: begin anew where the revision ends in the beginning of a push of other content.
+    """
 
     repository: Repository
     selection: Selection
     card: bytes
     content_id: str
+    takes_over: bool = False
 
     def run(self) -> str:
         """Do what is left to do of the push; returns the commit that completes the revision.
@@ -141,6 +146,7 @@ class Push:
             )
         commits = repository.commits(self._revision)
         ours = commits[0].title in (begin, done) or commits[0].commit_id == start
+        ours = ours or (self.takes_over and commits[0].title.startswith(f"{_BEGIN} "))
         if not ours and (len(commits) > 1 or repository.files(self._revision)):
             raise FileExistsError(repository.taken(self._revision))
         return commits[0]

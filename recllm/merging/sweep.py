@@ -168,6 +168,7 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
                 role: {
                     "folder": str(path.resolve()),
                     "address": plan.parents[role].address,
+                    "hub_id": None if role in plan.inputs else plan.parents[role].address,
                     "fingerprint": plan.fingerprints[role],
                 }
                 for role, path in folders.items()

@@ -49,7 +49,16 @@ def test_groups(licence, group):
             ["B is under gpl-3.0 (share alike), more restrictive than mit of A", "read"],
         ),
         ("gemma", "llama3", None, ["gemma and llama3 restricts what", "The parents' licences differ (gemma, llama3)"]),
-        ("cc-by-nc-4.0", "llama3", "cc-by-nc-4.0", ["A is under cc-by-nc-4.0", "cc-by-nc-4.0 restricts"]),
+        *(
+            (one, other, None, [f"{one} and {other} restricts", f"The parents' licences differ ({one}, {other}): the"])
+            for one, other in (
+                ("cc-by-nc-4.0", "llama3"),
+                ("gpl-3.0", "llama3"),
+                ("cc-by-nc-4.0", "cc-by-sa-4.0"),
+                ("agpl-3.0", "gpl-3.0"),
+            )
+        ),
+        ("gpl-3.0", "gpl-3.0", "gpl-3.0", ["gpl-3.0 restricts"]),
         ("mit", "unknown", None, ["The licence of B is not known (unknown): ask"]),
         ("gpl-3.0", "foo", None, ["The licence of B is not known (foo): ask", "gpl-3.0 restricts"]),
     ],
@@ -67,7 +76,7 @@ def test_a_licence_is_read_from_the_card_else_from_the_record(tmp_path):
     record = RunRecord.start(tmp_path / "run", "sft", {"seed": 1})
     record.extra["assets"] = {"smollm2": {"kind": "model", "name": "smollm2", "licence": "Apache-2.0"}}
     record.finish({})
-    assert licence_of(str(tmp_path / "run"), tmp_path / "run") == "apache-2.0"
+    assert licence_of(None, tmp_path / "run") == "apache-2.0"
     card = tmp_path / "run" / "README.md"
     for text, expected in {
         "---\nlicense: MIT\n---\n# x\n": "mit",
@@ -78,12 +87,12 @@ def test_a_licence_is_read_from_the_card_else_from_the_record(tmp_path):
         "no front matter": "apache-2.0",
     }.items():
         card.write_text(text)
-        assert licence_of(str(tmp_path / "run"), tmp_path / "run") == expected, text
-    assert licence_of(str(tmp_path), tmp_path) == "unknown"
-    # A parent that was made ready elsewhere: the address speaks first, then the folder.
+        assert licence_of(None, tmp_path / "run") == expected, text
+    assert licence_of(None, tmp_path) == "unknown"
+    # A parent that was made ready elsewhere: the first folder that states anything.
     (tmp_path / "ready").mkdir()
     (tmp_path / "ready" / "README.md").write_text("---\nlicense: gemma\n---\n")
-    assert licence_of(str(tmp_path), tmp_path / "ready") == "gemma"
+    assert licence_of(None, tmp_path, tmp_path / "ready") == "gemma"
 
 
 def test_the_card_of_a_hub_id_is_asked_and_no_hub_means_unknown(tmp_path, monkeypatch):
@@ -98,3 +107,7 @@ def test_the_card_of_a_hub_id_is_asked_and_no_hub_means_unknown(tmp_path, monkey
         assert licence_of("tester/model", tmp_path) == "gemma"
         assert licence_of("tester/bare", tmp_path) == "unknown"
         assert licence_of("tester/nothing", tmp_path) == "unknown"
+        monkeypatch.chdir(tmp_path)
+        asked = len(hub.requests)
+        assert licence_of(None, "tester/model") == "unknown", "a folder that is called like a stranger's repository"
+        assert len(hub.requests) == asked

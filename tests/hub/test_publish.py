@@ -425,6 +425,26 @@ def test_a_push_cut_off_before_its_last_commit_goes_on(hub, tmp_path):
     assert len(hub.repos[HELD].branches["v1"]) == 3
 
 
+def test_the_beginning_of_another_push_is_taken_over_only_where_asked_for_and_what_is_whole_never_is(
+    hub, run, tmp_path
+):
+    hub.fail("POST", "/commit/", Fault(do="pass"), 403)
+    with pytest.raises(PublishError):
+        publish(run, REPO, "v1", **FAST)
+    assert set(hub.files(HELD, "v1")) == {"README.md"}
+    before, other = state(hub), make_run(tmp_path / "other")
+    (other / "metrics.json").write_text('{"ndcg@10": 0.9}')
+    with pytest.raises(FileExistsError):
+        publish(other, REPO, "v1", **FAST)
+    assert state(hub) == before
+    publish(other, REPO, "v1", takes_over=True, **FAST)
+    assert hub.files(HELD, "v1") == delivered(other)
+    before = state(hub)
+    with pytest.raises(FileExistsError):
+        publish(run, REPO, "v1", takes_over=True, **FAST)
+    assert state(hub) == before
+
+
 def test_a_killed_process_leaves_a_push_that_goes_on(hub, tmp_path):
     run = make_run(tmp_path / "run", WEIGHTS)
     hub.fail("PUT", "storage", Fault(do="stall"))

@@ -27,7 +27,9 @@ from recllm.merging.progress import SweepProgress
 from recllm.merging.space import ENDS, Point, Space
 from recllm.merging.sweep import plan_sweep, run_sweep, sweep_metrics
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "hub"))
 sys.path.insert(0, str(Path(__file__).parent))
+from fake_hub import TOKEN, FakeHub
 from toy_evaluator import Toy
 from worlds import model_family
 
@@ -343,6 +345,23 @@ def test_parents_that_do_not_fit_are_refused_before_anything_is_written(parents,
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_parent_from_the_hub_is_told_to_be_one(parents, tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with FakeHub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        files = {path.name: path.read_bytes() for path in Path(parents["thinking"]).iterdir() if path.is_file()}
+        hub.add_repo("models/tester/thinking", files=files)
+        found = sweep({**parents, "thinking": "tester/thinking"}, tmp_path / "sweep")
+    told = {role: entry["hub_id"] for role, entry in found.parents.items()}
+    assert told == {**dict.fromkeys(parents), "thinking": "tester/thinking"}
+
+
 def test_an_adapter_is_a_parent_and_a_retrained_one_is_another(parents, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -359,6 +378,7 @@ def test_an_adapter_is_a_parent_and_a_retrained_one_is_another(parents, tmp_path
     ready = Path(found.parents["thinking"]["folder"])
     assert found.complete and ready.is_relative_to(tmp_path / "sweep") and (ready / "model.safetensors").is_file()
     assert found.parents["thinking"]["address"] == str(tmp_path / "adapter")
+    assert all(parent["hub_id"] is None for parent in found.parents.values()), "folders are no models of the Hub"
     ends = [found.samples(point.key).value_QS for point in ENDS.values()]
     assert not np.array_equal(*ends)
     train(1)

@@ -5,6 +5,7 @@ mergekit runs in this process here; that it runs in one of its own is tests/merg
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,7 @@ def recipe():
     def run(name: str, *argv: str) -> None:
         scripts[name]["main"](*parse(scripts[name]["Arguments"], argv=list(map(str, argv))))
 
+    run.arguments = {name: script["Arguments"] for name, script in scripts.items()}
     return run
 
 
@@ -137,7 +139,7 @@ def test_the_chosen_point_is_a_checkpoint_with_its_card(recipe, sweep, parents, 
     assert "![Accuracy against tokens" in card and (folder / "curve.png").stat().st_size > 10_000
     assert "(terms of use), more restrictive than mit of" in card.replace("\\", "")
     for role, licence in (("direct", "mit"), ("thinking", "llama3.1"), ("base", "apache-2.0")):
-        name = f"{parents[role].parent.name}/{role}"
+        name = f"./{role}/{role}"
         assert f"| `{role}` | `{name}` | `{licence}` |" in card
     # The recipe in the card is the one that was run, with the parents' names for paths, and so is the file.
     shown = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
@@ -201,6 +203,44 @@ def test_other_parents_than_the_swept_ones_are_refused_and_moved_ones_are_taken(
     assert_is_point(tmp_path / "out", HALF, {**folders, "thinking": moved})
 
 
+def test_only_a_parent_that_the_sweep_had_from_the_hub_is_one_of_the_hub(recipe, merges, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for name, licence in (("one/final", "gpl-3.0"), ("two/final", "gpl-3.0"), ("tester/thinking", "mit")):
+        hub.add_repo(f"models/{name}", files={"README.md": f"---\nlicense: {licence}\n---\n".encode()})
+    made = family(tmp_path / "parents")
+    folders = {"direct": Path("one/final"), "thinking": Path("two/final")}
+    for role, folder in folders.items():  # two relative folders, called as a stranger's repositories are
+        folder.parent.mkdir()
+        made[role].rename(folder)
+        (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    accuracy, tokens = ({point: row[i] for point, row in TABLE.items()} for i in range(2))
+    swept = write(tmp_path / "sweep", TABLE, constant(accuracy, tokens, 40), folders)
+
+    def card(output: str) -> tuple[dict, list[str]]:
+        text = (deliver(recipe, swept, tmp_path / output, "--key", HALF.key) / "README.md").read_text()
+        recipe_text = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+        return yaml.safe_load(text.split("---")[1]), [model["model"] for model in recipe_text["models"]]
+
+    fields, models = card("local")
+    assert "base_model" not in fields
+    assert fields["license"] == "apache-2.0"
+    assert models == ["./direct/final", "./thinking/final"]
+    assert not [path for _, path in hub.requests if "final" in path]
+
+    content = json.loads((swept / "sweep.json").read_text())
+    content["parents"]["thinking"]["hub_id"] = "tester/thinking@main"
+    content["parents"]["direct"]["hub_id"] = None
+    (swept / "sweep.json").write_text(json.dumps(content))
+    fields, models = card("hub")
+    assert fields["base_model"] == ["tester/thinking"]
+    assert models == ["./direct/final", "tester/thinking@main"]
+    assert load_run(tmp_path / "hub")["merge"]["parents"][1]["licence"] == "mit"
+
+
 def test_a_chosen_point_arrives_at_the_hub(recipe, sweep, merges, hub, tmp_path, capsys):
     push = ["--push_to_hub", "true", "--hub_model_id", "tester/merged", "--hub_revision", "v1", "--retries", "0"]
     hub.fail("POST", "lfs/objects/batch", 403)
@@ -230,9 +270,12 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
     assert len(merges) == 2
     assert load_run(tmp_path / "out") is None
     before = branches(hub)
+    # The second is made again, at another time: its branch has the beginning of a push of another card.
+    (begun,) = [name for name, commits in before.items() if len(commits) == 2]
+    shutil.rmtree(tmp_path / "out" / "points" / begun)
 
     deliver(recipe, sweep, tmp_path / "out", *argv)
-    assert len(merges) == 3, "the second was there, the first is up"
+    assert len(merges) == 4, "the second was gone, the first is up"
     after = branches(hub)
     assert len(after) == 4
     done = [name for name, commits in before.items() if name != "main" and len(commits) == 3]
@@ -243,6 +286,9 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
         files = hub.files(HELD, names[name])
         assert json.loads(files["point.json"])["key"] == point.key
         assert {"README.md", "model.safetensors", "curve.png", "run.json", "tokenizer.json"} <= set(files)
+        shown = json.loads(files["README.md"].decode().split("```json")[1].split("```")[0])
+        assert shown == {"sweep": "sweep", "key": point.key, "output_dir": names[name]}
+        recipe.arguments["merge_deliver"](**shown)  # the card's command takes it
     page = hub.files(HELD, "main")
     assert set(page) == {"README.md", "curve.png", "curve.svg"}
     text = page["README.md"].decode()
@@ -256,7 +302,7 @@ def test_a_family_is_a_branch_each_and_goes_on_where_it_stopped(recipe, sweep, p
     # From a folder that knows nothing: nothing is merged, nothing is sent but the question what is up.
     sent = hub.count("POST", "commit|lfs|branch")
     deliver(recipe, sweep, tmp_path / "elsewhere", *argv)
-    assert len(merges) == 3
+    assert len(merges) == 4
     assert branches(hub) == after
     assert hub.count("POST", "commit|lfs|branch") == sent
 
