@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,12 +199,28 @@ def make_ready(parent: Parent, work: Path) -> Path:
 
 def source_fingerprint(parent: Parent) -> str:
     """Identity of what the parent is made of: its folder's content, of an adapter also its base's."""
-    patterns = _WANTED + ((_ADAPTER_WEIGHTS,) if parent.adapter else ("*.bin",) if parent.pickled else ())
-    folder = Path(parent.address) if Path(parent.address).is_dir() else _download(parent.address, patterns)
+    if Path(parent.address).is_dir():
+        own = fingerprint(parent.address)
+    else:
+        patterns = _WANTED + ((_ADAPTER_WEIGHTS,) if parent.adapter else ("*.bin",) if parent.pickled else ())
+        own = _snapshot_fingerprint(_download(parent.address, patterns), patterns)
     if not parent.adapter:
-        return fingerprint(folder)
-    both = f"{fingerprint(folder)} {source_fingerprint(describe(parent.base))}"
+        return own
+    both = f"{own} {source_fingerprint(describe(parent.base))}"
     return hashlib.sha256(both.encode()).hexdigest()
+
+
+def _snapshot_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Of the files that the patterns ask for: a cache has whatever else somebody fetched of the same revision."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    with tempfile.TemporaryDirectory() as asked:  # the snapshot as a fresh cache would have it
+        for name in filter_repo_objects(names, allow_patterns=list(patterns)):
+            link = Path(asked) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / name).resolve())
+        return fingerprint(asked)
 
 
 def _merge_adapter(parent: Parent, folder: Path) -> Path:
