@@ -37,14 +37,14 @@ class Sweep:
 
     Attributes:
         folder: where it lies.
-        parents: role -> {folder, address, fingerprint}.
+        parents: role -> {folder, address, fingerprint}, and pickled: true where its weights were pickles.
         evaluator: its name and fingerprint.
         points: in the order of the grid; both parents are among them.
         records: key -> line of the ledger, of the finished points, in the same order.
     """
 
     folder: Path
-    parents: dict[str, dict[str, str]]
+    parents: dict[str, dict[str, Any]]
     evaluator: dict[str, str]
     points: list[Point]
     records: dict[str, dict[str, Any]]
@@ -66,6 +66,11 @@ class Sweep:
         if not path.is_file():
             raise ValueError(f"{path} is missing: take its line out of {LEDGER_FILE} and run the sweep again")
         return Samples.load(path)
+
+
+def ready_folder(folder: Path, fingerprint: str) -> Path:
+    """Where a parent is made ready: by content, so that an earlier adapter of the same address is not taken for it."""
+    return folder / "parents" / fingerprint[:16]
 
 
 def samples_file(folder: Path, key: str) -> Path:

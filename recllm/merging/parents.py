@@ -22,6 +22,7 @@ from recllm.sid.vocabulary import TABLE_FOLDER
 
 ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SOURCE_FILE = ".source.json"  # what a folder was made of, once it is complete
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", f"{TABLE_FOLDER}/*")
@@ -174,17 +175,20 @@ def _check_adapter(address: str, tensors: Mapping[str, TensorInfo], base: Parent
             raise ValueError(f"{address}: {name} has shape {list(info.shape)}, {weight} of the base {shape}")
 
 
-def make_ready(parent: Parent, work: Path) -> Path:
+def make_ready(parent: Parent, work: Path, mark: str = "") -> Path:
     """A local folder with the parent's safetensors, tokenizer and SID table; new ones below `work`.
 
     A folder that is there already and complete is taken again.
+
+    Args:
+        mark: the parent's `source_fingerprint`, which a new folder then tells.
     """
     if not parent.adapter and not parent.pickled:
         return Path(parent.address).resolve() if Path(parent.address).is_dir() else _download(parent.address, _WANTED)
     name = re.sub(r"[^\w.-]+", "_", parent.address).strip("_")[-80:]
-    folder, done = work / name, work / name / ".source.json"
-    mark = {"address": parent.address, "base": parent.base, "pickled": parent.pickled}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == mark:
+    folder, done = work / name, work / name / _SOURCE_FILE
+    made_of = {"address": parent.address, "base": parent.base, "pickled": parent.pickled, "fingerprint": mark}
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == made_of:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     source = _merge_adapter(parent, folder) if parent.adapter else _convert(parent, folder)
@@ -193,7 +197,7 @@ def make_ready(parent: Parent, work: Path) -> Path:
             shutil.copy(path, folder / path.name)
     if (source / TABLE_FOLDER).is_dir():
         shutil.copytree(source / TABLE_FOLDER, folder / TABLE_FOLDER, dirs_exist_ok=True)
-    done.write_text(json.dumps(mark), encoding="utf-8")
+    done.write_text(json.dumps(made_of), encoding="utf-8")
     return folder
 
 
@@ -208,6 +212,14 @@ def source_fingerprint(parent: Parent) -> str:
         return own
     both = f"{own} {source_fingerprint(describe(parent.base))}"
     return hashlib.sha256(both.encode()).hexdigest()
+
+
+def holds(folder: str | Path, mark: str) -> bool:
+    """Whether a folder that `make_ready` answered with has the parent with this `source_fingerprint`."""
+    folder = Path(folder)
+    if (folder / _SOURCE_FILE).is_file():
+        return read_json(folder / _SOURCE_FILE).get("fingerprint") == mark
+    return fingerprint(folder) == mark or _snapshot_fingerprint(folder, _WANTED) == mark
 
 
 def _snapshot_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:

@@ -24,6 +24,7 @@ from recllm.merging.ledger import (
     append,
     read_ledger,
     read_sweep,
+    ready_folder,
     save_samples,
     write_sweep,
 )
@@ -36,7 +37,6 @@ from recllm.provenance import METRICS_FILE, RunRecord, load_run, read_json
 
 logger = logging.getLogger(__name__)
 
-_READY_FOLDER = "parents"  # adapters that were merged in, pickles that were converted
 _POLL_SECONDS = 1.0
 
 
@@ -159,9 +159,10 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
         there = read_sweep(plan.folder) if (plan.folder / SWEEP_FILE).exists() else None
         if there:
             _check_same(there, plan)
-        ready = plan.folder / _READY_FOLDER
-        folders = {  # by content: what was made of an earlier adapter at the same address is not taken for this one
-            role: make_ready(parent, ready / plan.fingerprints[role][:16]) for role, parent in plan.parents.items()
+        folders = {
+            role: make_ready(parent, ready_folder(plan.folder, mark), mark)
+            for role, parent in plan.parents.items()
+            for mark in [plan.fingerprints[role]]
         }
         if not there or list(plan.points) != there.points or folders.keys() != there.parents.keys():
             told = {
@@ -169,6 +170,7 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
                     "folder": str(path.resolve()),
                     "address": plan.parents[role].address,
                     "fingerprint": plan.fingerprints[role],
+                    **({"pickled": True} if plan.parents[role].pickled else {}),
                 }
                 for role, path in folders.items()
             }
