@@ -24,10 +24,11 @@ from typing import Any, BinaryIO
 from recllm.disk import sync
 from recllm.evaluation.samples import Samples
 from recllm.merging.space import Point
-from recllm.provenance import read_json, write_json
+from recllm.provenance import RUN_FILE, read_json, write_json
 
 SWEEP_FILE, LEDGER_FILE, POINTS_FOLDER = "sweep.json", "ledger.jsonl", "points"
 VERSION = 1
+AGAIN = f"remove {RUN_FILE} if it is there (it says that the sweep is complete), and run the sweep again"
 _START = b'{"key": "'  # of every line
 
 
@@ -64,7 +65,7 @@ class Sweep:
             raise ValueError(f"{self.folder}: point {key} is not finished; run the sweep again to go on")
         path = samples_file(self.folder, key)
         if not path.is_file():
-            raise ValueError(f"{path} is missing: take its line out of {LEDGER_FILE} and run the sweep again")
+            raise ValueError(f"{path} is missing: take its line out of {LEDGER_FILE}, {AGAIN}")
         return Samples.load(path)
 
 

@@ -126,7 +126,7 @@ def test_samples_of_a_point(tmp_path):
     append(tmp_path, POINTS[0], samples.summary())
     append(tmp_path, POINTS[1], samples.summary())
     assert read_sweep(tmp_path).samples(POINTS[0].key).summary() == samples.summary()
-    with pytest.raises(ValueError, match=r"parquet is missing: take its line out"):
+    with pytest.raises(ValueError, match=r"parquet is missing: take its line out of ledger\.jsonl, remove run\.json"):
         read_sweep(tmp_path).samples(POINTS[1].key)
 
 
