@@ -68,6 +68,8 @@ def test_a_pickled_parent_is_delivered_as_long_as_it_or_what_was_made_of_it_is_t
     ready = ready_parents(found, found.points, tmp_path / "out", 1)["thinking"]
     assert ready.parent == ready_folder(found.folder, found.parents["thinking"]["fingerprint"])
     assert torch.equal(Weights(ready).tensor(NAME), state[NAME])
+    shutil.rmtree(ready)  # to have the disk back
+    assert ready_parents(found, found.points, tmp_path / "out", 1)["thinking"] == ready
     shutil.rmtree(folder)
     assert ready_parents(found, found.points, tmp_path / "out", 1)["thinking"] == ready
     told = json.loads((ready / ".source.json").read_text())
