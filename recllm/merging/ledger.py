@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,17 +132,46 @@ def _point(entry: Mapping[str, Any]) -> Point:
 
 def save_samples(folder: Path, key: str, samples: Samples) -> None:
     """Write a point's samples, whole or not at all, and bring them to disk."""
+    with _staged(folder, key, samples) as place:
+        place()
+
+
+@contextlib.contextmanager
+def _staged(folder: Path, key: str, samples: Samples) -> Iterator[Callable[[], None]]:
+    """The samples on disk under another name; what puts them in their place. Gone at the end where nobody did."""
     path = samples_file(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    samples.save(staging)
-    sync(staging)
-    staging.replace(path)
-    sync(path.parent)
+
+    def place() -> None:
+        staging.replace(path)
+        sync(path.parent)
+
+    try:
+        samples.save(staging)
+        sync(staging)
+        yield place
+    finally:
+        staging.unlink(missing_ok=True)
 
 
-def append(folder: Path, point: Point, values: Mapping[str, Any]) -> bool:
+def finish_point(folder: Path, point: Point, samples: Samples, values: Mapping[str, Any]) -> bool:
+    """Save a point's samples and add its line. False, and nothing changes, where the point has a line already.
+
+    Whose claim was taken over may come late: the samples of a line stay those that it was made of.
+
+    Raises:
+        ValueError: as `append`.
+    """
+    with _staged(folder, point.key, samples) as place:
+        return append(folder, point, values, place)
+
+
+def append(folder: Path, point: Point, values: Mapping[str, Any], before: Callable[[], None] | None = None) -> bool:
     """Add a finished point's line and bring it to disk. False where the point has a line already.
+
+    Args:
+        before: called once it is sure that the line will be added, while nobody else can add one.
 
     Raises:
         ValueError: a line is damaged, or the file is no ledger.
@@ -152,6 +181,8 @@ def append(folder: Path, point: Point, values: Mapping[str, Any]) -> bool:
         known = _known(stream, path)
         if point.key in known:
             return False
+        if before:
+            before()
         # ASCII and one write: no separator of a label can break a line.
         stream.write(json.dumps({**_entry(point), **values}).encode() + b"\n")
         stream.flush()

@@ -21,11 +21,10 @@ from recllm.merging.ledger import (
     LEDGER_FILE,
     SWEEP_FILE,
     Sweep,
-    append,
+    finish_point,
     read_ledger,
     read_sweep,
     ready_folder,
-    save_samples,
     write_sweep,
 )
 from recllm.merging.live import Bench
@@ -193,9 +192,9 @@ def _point(plan: SweepPlan, bench: Bench, claims: Claims, point: Point, progress
                 f"{len(plan.points)} points are in {plan.folder / LEDGER_FILE} and stay there; once the cause is gone, "
                 "the same command goes on with this point"
             ) from error
-        save_samples(plan.folder, point.key, samples)
         record = {**samples.summary(), **seconds, "worker": worker_name()}
-        append(plan.folder, point, record)
+        if not finish_point(plan.folder, point, samples, record):
+            return False
     progress.finished(len(read_ledger(plan.folder)), {"label": point.label, **record})
     return True
 
