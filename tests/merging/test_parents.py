@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recllm.merging.checkpoint import Weights, read_header, read_headers
-from recllm.merging.parents import describe, make_ready, source_fingerprint
+from recllm.merging.parents import describe, holds, make_ready, source_fingerprint
 from recllm.merging.preflight import preflight, report
 from recllm.merging.space import Point
 from recllm.sid.table import SidTable
@@ -266,6 +266,7 @@ def test_a_hub_parent_is_the_same_whatever_else_the_cache_has(folders, hub):
     snapshot = Path(HfApi().snapshot_download("tester/thinking"))
     assert (snapshot / "onnx" / "model.onnx").is_file()
     assert source_fingerprint(describe("tester/thinking")) == before
+    assert holds(snapshot, before) and not holds(folders["thinking"], "0" * 64)
     hub.add_repo("models/tester/other", files={**files, "config.json": files["config.json"] + b" "})
     assert source_fingerprint(describe("tester/other")) != before
 
