@@ -51,7 +51,7 @@ def main(args: Arguments) -> None:
         return
 
     results = read_results(args.sweep, args.table, args.accuracy_scale)
-    apart = parents_apart(results.folders) if args.divergence else {}
+    apart = parents_apart(args.sweep) if args.divergence else {}
     found = analyse(results, args.budgets, args.margin, args.seed, apart)
 
     write_report(found, record.folder, f"Merges of {Path(args.output_dir).resolve().parent.name}")

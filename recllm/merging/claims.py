@@ -23,6 +23,7 @@ from recllm.merging.ledger import locked
 
 CLAIMS_FOLDER = "claims"
 _LOCK = ".lock"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Seconds. A shared folder may show another machine's time stamps a minute late.
 BEAT_SECONDS, LIMIT_SECONDS = 15.0, 300.0
 _SAME_START = 5.0  # how far apart two readings of a process's start may lie
@@ -127,6 +128,14 @@ def _lives(pid: int, started: float) -> bool:
 
 
 def _host() -> str:
-    """The machine, and where process numbers are counted apart (containers), also in which of those countings."""
+    """The machine as it was started, and where process numbers are counted apart (containers), in which counting.
+
+    Machines may share a name, and the number of a kernel's first counting is the same everywhere.
+    """
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(_BOOT.read_text(encoding="ascii").strip())
     space = Path("/proc/self/ns/pid")
-    return f"{platform.node()}/{space.stat().st_ino}" if space.exists() else platform.node()
+    if space.exists():
+        parts.append(str(space.stat().st_ino))
+    return "/".join(parts)

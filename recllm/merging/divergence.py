@@ -16,7 +16,9 @@ from typing import Any
 
 from recllm.merging.checkpoint import Weights
 from recllm.merging.layout import MODULES, Layout
+from recllm.merging.ledger import read_sweep
 from recllm.merging.methods import BASE, DIRECT, THINKING
+from recllm.merging.parents import holds
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +137,22 @@ def divergence(parents: Mapping[str, str | Path]) -> dict[str, Divergence]:
     }
 
 
-def parents_apart(folders: Mapping[str, str]) -> dict[str, Divergence]:
-    """The divergence of a sweep's parents; empty, and said so, where their folders are not there any more."""
-    if not folders:
-        return {}
-    if gone := [folder for folder in folders.values() if not Path(folder).is_dir()]:
-        logger.warning("%s is gone: how far the parents are apart is left out", gone[0])
-        return {}
-    return divergence(folders)
+def parents_apart(sweep: str | Path | None) -> dict[str, Divergence]:
+    """The divergence of a sweep's parents, by the sweep's folder; of no sweep, empty.
+
+    Empty, and said so, where a parent is not there any more, or where its folder has something else by now.
+    """
+    parents = read_sweep(sweep).parents if sweep else {}
+    for role, entry in parents.items():
+        folder, mark = Path(entry["folder"]), entry["fingerprint"]
+        if not folder.is_dir():
+            logger.warning("%s (%s) is gone: how far the parents are apart is left out", folder, role)
+            return {}
+        if not holds(folder, mark):
+            cause = f"does not have the {role} parent that was swept (fingerprint {mark[:12]}) any more"
+            logger.warning("%s %s: how far the parents are apart is left out", folder, cause)
+            return {}
+    return divergence({role: entry["folder"] for role, entry in parents.items()}) if parents else {}
 
 
 def _check(name: str, weights: Mapping[str, Weights]) -> None:

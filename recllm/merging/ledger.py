@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,10 +24,11 @@ from typing import Any, BinaryIO
 from recllm.disk import sync
 from recllm.evaluation.samples import Samples
 from recllm.merging.space import Point
-from recllm.provenance import read_json, write_json
+from recllm.provenance import RUN_FILE, read_json, write_json
 
 SWEEP_FILE, LEDGER_FILE, POINTS_FOLDER = "sweep.json", "ledger.jsonl", "points"
 VERSION = 1
+AGAIN = f"remove {RUN_FILE} if it is there (it says that the sweep is complete), and run the sweep again"
 _START = b'{"key": "'  # of every line
 
 
@@ -37,14 +38,14 @@ class Sweep:
 
     Attributes:
         folder: where it lies.
-        parents: role -> {folder, address, fingerprint}.
+        parents: role -> {folder, address, fingerprint}, and pickled: true where its weights were pickles.
         evaluator: its name and fingerprint.
         points: in the order of the grid; both parents are among them.
         records: key -> line of the ledger, of the finished points, in the same order.
     """
 
     folder: Path
-    parents: dict[str, dict[str, str]]
+    parents: dict[str, dict[str, Any]]
     evaluator: dict[str, str]
     points: list[Point]
     records: dict[str, dict[str, Any]]
@@ -64,8 +65,13 @@ class Sweep:
             raise ValueError(f"{self.folder}: point {key} is not finished; run the sweep again to go on")
         path = samples_file(self.folder, key)
         if not path.is_file():
-            raise ValueError(f"{path} is missing: take its line out of {LEDGER_FILE} and run the sweep again")
+            raise ValueError(f"{path} is missing: take its line out of {LEDGER_FILE}, {AGAIN}")
         return Samples.load(path)
+
+
+def ready_folder(folder: Path, fingerprint: str) -> Path:
+    """Where a parent is made ready: by content, so that an earlier adapter of the same address is not taken for it."""
+    return folder / "parents" / fingerprint[:16]
 
 
 def samples_file(folder: Path, key: str) -> Path:
@@ -126,17 +132,46 @@ def _point(entry: Mapping[str, Any]) -> Point:
 
 def save_samples(folder: Path, key: str, samples: Samples) -> None:
     """Write a point's samples, whole or not at all, and bring them to disk."""
+    with _staged(folder, key, samples) as place:
+        place()
+
+
+@contextlib.contextmanager
+def _staged(folder: Path, key: str, samples: Samples) -> Iterator[Callable[[], None]]:
+    """The samples on disk under another name; what puts them in their place. Gone at the end where nobody did."""
     path = samples_file(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    samples.save(staging)
-    sync(staging)
-    staging.replace(path)
-    sync(path.parent)
+
+    def place() -> None:
+        staging.replace(path)
+        sync(path.parent)
+
+    try:
+        samples.save(staging)
+        sync(staging)
+        yield place
+    finally:
+        staging.unlink(missing_ok=True)
 
 
-def append(folder: Path, point: Point, values: Mapping[str, Any]) -> bool:
+def finish_point(folder: Path, point: Point, samples: Samples, values: Mapping[str, Any]) -> bool:
+    """Save a point's samples and add its line. False, and nothing changes, where the point has a line already.
+
+    Whose claim was taken over may come late: the samples of a line stay those that it was made of.
+
+    Raises:
+        ValueError: as `append`.
+    """
+    with _staged(folder, point.key, samples) as place:
+        return append(folder, point, values, place)
+
+
+def append(folder: Path, point: Point, values: Mapping[str, Any], before: Callable[[], None] | None = None) -> bool:
     """Add a finished point's line and bring it to disk. False where the point has a line already.
+
+    Args:
+        before: called once it is sure that the line will be added, while nobody else can add one.
 
     Raises:
         ValueError: a line is damaged, or the file is no ledger.
@@ -146,6 +181,8 @@ def append(folder: Path, point: Point, values: Mapping[str, Any]) -> bool:
         known = _known(stream, path)
         if point.key in known:
             return False
+        if before:
+            before()
         # ASCII and one write: no separator of a label can break a line.
         stream.write(json.dumps({**_entry(point), **values}).encode() + b"\n")
         stream.flush()

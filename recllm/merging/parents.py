@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from recllm.sid.vocabulary import TABLE_FOLDER
 
 ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SOURCE_FILE = ".source.json"  # what a folder was made of, once it is complete
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", f"{TABLE_FOLDER}/*")
@@ -173,17 +175,20 @@ def _check_adapter(address: str, tensors: Mapping[str, TensorInfo], base: Parent
             raise ValueError(f"{address}: {name} has shape {list(info.shape)}, {weight} of the base {shape}")
 
 
-def make_ready(parent: Parent, work: Path) -> Path:
+def make_ready(parent: Parent, work: Path, mark: str = "") -> Path:
     """A local folder with the parent's safetensors, tokenizer and SID table; new ones below `work`.
 
     A folder that is there already and complete is taken again.
+
+    Args:
+        mark: the parent's `source_fingerprint`, which a new folder then tells.
     """
     if not parent.adapter and not parent.pickled:
         return Path(parent.address).resolve() if Path(parent.address).is_dir() else _download(parent.address, _WANTED)
     name = re.sub(r"[^\w.-]+", "_", parent.address).strip("_")[-80:]
-    folder, done = work / name, work / name / ".source.json"
-    mark = {"address": parent.address, "base": parent.base, "pickled": parent.pickled}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == mark:
+    folder, done = work / name, work / name / _SOURCE_FILE
+    made_of = {"address": parent.address, "base": parent.base, "pickled": parent.pickled, "fingerprint": mark}
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == made_of:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     source = _merge_adapter(parent, folder) if parent.adapter else _convert(parent, folder)
@@ -192,18 +197,42 @@ def make_ready(parent: Parent, work: Path) -> Path:
             shutil.copy(path, folder / path.name)
     if (source / TABLE_FOLDER).is_dir():
         shutil.copytree(source / TABLE_FOLDER, folder / TABLE_FOLDER, dirs_exist_ok=True)
-    done.write_text(json.dumps(mark), encoding="utf-8")
+    done.write_text(json.dumps(made_of), encoding="utf-8")
     return folder
 
 
 def source_fingerprint(parent: Parent) -> str:
     """Identity of what the parent is made of: its folder's content, of an adapter also its base's."""
-    patterns = _WANTED + ((_ADAPTER_WEIGHTS,) if parent.adapter else ("*.bin",) if parent.pickled else ())
-    folder = Path(parent.address) if Path(parent.address).is_dir() else _download(parent.address, patterns)
+    if Path(parent.address).is_dir():
+        own = fingerprint(parent.address)
+    else:
+        patterns = _WANTED + ((_ADAPTER_WEIGHTS,) if parent.adapter else ("*.bin",) if parent.pickled else ())
+        own = _snapshot_fingerprint(_download(parent.address, patterns), patterns)
     if not parent.adapter:
-        return fingerprint(folder)
-    both = f"{fingerprint(folder)} {source_fingerprint(describe(parent.base))}"
+        return own
+    both = f"{own} {source_fingerprint(describe(parent.base))}"
     return hashlib.sha256(both.encode()).hexdigest()
+
+
+def holds(folder: str | Path, mark: str) -> bool:
+    """Whether a folder that `make_ready` answered with has the parent with this `source_fingerprint`."""
+    folder = Path(folder)
+    if (folder / _SOURCE_FILE).is_file():
+        return read_json(folder / _SOURCE_FILE).get("fingerprint") == mark
+    return fingerprint(folder) == mark or _snapshot_fingerprint(folder, _WANTED) == mark
+
+
+def _snapshot_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Of the files that the patterns ask for: a cache has whatever else somebody fetched of the same revision."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    with tempfile.TemporaryDirectory() as asked:  # the snapshot as a fresh cache would have it
+        for name in filter_repo_objects(names, allow_patterns=list(patterns)):
+            link = Path(asked) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / name).resolve())
+        return fingerprint(asked)
 
 
 def _merge_adapter(parent: Parent, folder: Path) -> Path:

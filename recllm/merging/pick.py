@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recllm.merging.curve import front
 from recllm.merging.improvement import Choice, choose
-from recllm.merging.ledger import Sweep
+from recllm.merging.ledger import Sweep, ready_folder
 from recllm.merging.methods import BASE, DIRECT, THINKING
-from recllm.merging.parents import describe, make_ready, source_fingerprint
+from recllm.merging.parents import Parent, describe, holds, make_ready, source_fingerprint
 from recllm.merging.preflight import preflight
 from recllm.merging.results import Results, Row
 from recllm.merging.space import Point
@@ -85,19 +86,22 @@ def ready_parents(
         given = (elsewhere or {}).get(role)
         found[role] = _swept(role, entry, [given] if given else [entry["address"], entry["folder"]])
     preflight(found, points, output, checkpoints)
-    return {role: make_ready(parent, sweep.folder / "parents") for role, parent in found.items()}
+    marks = {role: entry["fingerprint"] for role, entry in sweep.parents.items()}
+    return {
+        role: make_ready(parent, ready_folder(sweep.folder, marks[role]), marks[role]) for role, parent in found.items()
+    }
 
 
-def _swept(role: str, entry: Mapping[str, str], addresses: list[str]):
+def _swept(role: str, entry: Mapping[str, Any], addresses: list[str]) -> Parent:
     causes = []
     for address in dict.fromkeys(addresses):
         try:
-            parent = describe(address)
+            parent = describe(address, entry.get("pickled") is True)
         except ValueError as error:
             causes.append(str(error))
             continue
         mark = source_fingerprint(parent)
-        if mark == entry["fingerprint"]:
+        if mark == entry["fingerprint"] or (address == entry["folder"] and holds(address, entry["fingerprint"])):
             return parent
         causes.append(f"{address} has the fingerprint {mark[:12]}, {entry['fingerprint'][:12]} was swept")
     raise ValueError(

@@ -21,10 +21,10 @@ from recllm.merging.ledger import (
     LEDGER_FILE,
     SWEEP_FILE,
     Sweep,
-    append,
+    finish_point,
     read_ledger,
     read_sweep,
-    save_samples,
+    ready_folder,
     write_sweep,
 )
 from recllm.merging.live import Bench
@@ -36,7 +36,6 @@ from recllm.provenance import METRICS_FILE, RunRecord, load_run, read_json
 
 logger = logging.getLogger(__name__)
 
-_READY_FOLDER = "parents"  # adapters that were merged in, pickles that were converted
 _POLL_SECONDS = 1.0
 
 
@@ -159,9 +158,10 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
         there = read_sweep(plan.folder) if (plan.folder / SWEEP_FILE).exists() else None
         if there:
             _check_same(there, plan)
-        ready = plan.folder / _READY_FOLDER
-        folders = {  # by content: what was made of an earlier adapter at the same address is not taken for this one
-            role: make_ready(parent, ready / plan.fingerprints[role][:16]) for role, parent in plan.parents.items()
+        folders = {
+            role: make_ready(parent, ready_folder(plan.folder, mark), mark)
+            for role, parent in plan.parents.items()
+            for mark in [plan.fingerprints[role]]
         }
         if not there or list(plan.points) != there.points or folders.keys() != there.parents.keys():
             told = {
@@ -170,6 +170,7 @@ def _open(plan: SweepPlan, claims: Claims) -> dict[str, Path]:
                     "address": plan.parents[role].address,
                     "hub_id": None if role in plan.inputs else plan.parents[role].address,
                     "fingerprint": plan.fingerprints[role],
+                    **({"pickled": True} if plan.parents[role].pickled else {}),
                 }
                 for role, path in folders.items()
             }
@@ -192,9 +193,9 @@ def _point(plan: SweepPlan, bench: Bench, claims: Claims, point: Point, progress
                 f"{len(plan.points)} points are in {plan.folder / LEDGER_FILE} and stay there; once the cause is gone, "
                 "the same command goes on with this point"
             ) from error
-        save_samples(plan.folder, point.key, samples)
         record = {**samples.summary(), **seconds, "worker": worker_name()}
-        append(plan.folder, point, record)
+        if not finish_point(plan.folder, point, samples, record):
+            return False
     progress.finished(len(read_ledger(plan.folder)), {"label": point.label, **record})
     return True
 

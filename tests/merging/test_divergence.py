@@ -1,5 +1,6 @@
 """Divergence of parents: a table by hand, and a twin that loads everything at once."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import recllm.merging.divergence as divergence_module
 from recllm.merging.divergence import divergence, parents_apart, plain
 
 sys.path.insert(0, str(Path(__file__).parent))
+from sweeps import spectrum, write
 from worlds import family
 
 NORM, HEAD = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
@@ -82,7 +84,7 @@ def test_a_parent_beside_itself_is_not_apart(tmp_path):
     assert found.cosine == pytest.approx(1)
 
 
-def test_parents_that_do_not_fit_or_are_gone(tmp_path, caplog):
+def test_parents_that_do_not_fit(tmp_path):
     made = folders(tmp_path, direct={NORM: [1.0, 2.0]}, thinking={NORM: [1.0]}, base={HEAD: [1.0, 2.0]})
     with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[1\] in .*thinking"):
         divergence({role: made[role] for role in ("direct", "thinking")})
@@ -90,6 +92,18 @@ def test_parents_that_do_not_fit_or_are_gone(tmp_path, caplog):
         divergence({"direct": made["direct"], "thinking": made["direct"], "base": made["base"]})
     with pytest.raises(ValueError, match="thinking is missing"):
         divergence({"direct": made["direct"]})
-    assert parents_apart({}) == {}
-    assert parents_apart({"direct": str(made["direct"]), "thinking": str(tmp_path / "gone")}) == {}
-    assert "gone is gone" in caplog.text
+
+
+def test_only_the_parents_that_were_swept_are_compared(tmp_path, caplog):
+    made = family(tmp_path)
+    folder = write(tmp_path / "sweep", [], spectrum(questions=2), made)
+    assert parents_apart(None) == {}
+    assert parents_apart(folder) == divergence(made) and not caplog.text
+    weights = made["thinking"] / "model.safetensors"
+    state = load_file(weights)
+    save_file({**state, NORM: state[NORM] * 2}, weights, {"format": "pt"})
+    assert parents_apart(folder) == {}
+    assert "thinking does not have the thinking parent that was swept (fingerprint " in caplog.text
+    shutil.rmtree(made["direct"])
+    assert parents_apart(folder) == {}
+    assert "direct (direct) is gone" in caplog.text

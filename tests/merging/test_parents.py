@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recllm.merging.checkpoint import Weights, read_header, read_headers
-from recllm.merging.parents import describe, make_ready
+from recllm.merging.parents import describe, holds, make_ready, source_fingerprint
 from recllm.merging.preflight import preflight, report
 from recllm.merging.space import Point
 from recllm.sid.table import SidTable
@@ -255,6 +255,20 @@ def test_a_hub_id_is_a_parent(folders, tmp_path, hub):
     ready = Weights(make_ready(parent, tmp_path / "work"))
     expected = Weights(folders["thinking"])
     assert all(torch.equal(ready.tensor(name), expected.tensor(name)) for name in expected)
+
+
+def test_a_hub_parent_is_the_same_whatever_else_the_cache_has(folders, hub):
+    from huggingface_hub import HfApi
+
+    files = {path.name: path.read_bytes() for path in folders["thinking"].iterdir()}
+    hub.add_repo("models/tester/thinking", files={**files, "README.md": b"of it", "onnx/model.onnx": b"not asked for"})
+    before = source_fingerprint(describe("tester/thinking"))
+    snapshot = Path(HfApi().snapshot_download("tester/thinking"))
+    assert (snapshot / "onnx" / "model.onnx").is_file()
+    assert source_fingerprint(describe("tester/thinking")) == before
+    assert holds(snapshot, before) and not holds(folders["thinking"], "0" * 64)
+    hub.add_repo("models/tester/other", files={**files, "config.json": files["config.json"] + b" "})
+    assert source_fingerprint(describe("tester/other")) != before
 
 
 def test_nothing_at_an_address_is_said(tmp_path):

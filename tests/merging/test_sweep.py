@@ -22,7 +22,16 @@ from recllm.merging.claims import Claims
 from recllm.merging.engine import MergeEngine
 from recllm.merging.evaluators import EVALUATORS, load_evaluator, read_options
 from recllm.merging.grid import read_grid
-from recllm.merging.ledger import LEDGER_FILE, append, locked, read_ledger, read_sweep, save_samples, write_sweep
+from recllm.merging.ledger import (
+    LEDGER_FILE,
+    append,
+    finish_point,
+    locked,
+    read_ledger,
+    read_sweep,
+    save_samples,
+    write_sweep,
+)
 from recllm.merging.progress import SweepProgress
 from recllm.merging.space import ENDS, Point, Space
 from recllm.merging.sweep import plan_sweep, run_sweep, sweep_metrics
@@ -128,8 +137,31 @@ def test_samples_of_a_point(tmp_path):
     append(tmp_path, POINTS[0], samples.summary())
     append(tmp_path, POINTS[1], samples.summary())
     assert read_sweep(tmp_path).samples(POINTS[0].key).summary() == samples.summary()
-    with pytest.raises(ValueError, match=r"parquet is missing: take its line out"):
+    with pytest.raises(ValueError, match=r"parquet is missing: take its line out of ledger\.jsonl, remove run\.json"):
         read_sweep(tmp_path).samples(POINTS[1].key)
+
+
+def test_a_worker_that_comes_late_leaves_the_samples_of_the_line_that_is_there(parents, tmp_path):
+    class Overtaken(Toy):
+        """Another worker finishes the point while this one asks, as after its claim was taken over."""
+
+        def __call__(self, model, tokenizer):
+            mine = super().__call__(model, tokenizer)
+            if self.calls == 3:
+                claimed = next((folder / "claims").glob("*.json")).stem
+                point = next(point for point in there.points if point.key == claimed)
+                finished.append(point)
+                assert finish_point(folder, point, theirs, theirs.summary())
+            return mine
+
+    folder, finished, toy = tmp_path / "sweep", [], Overtaken({})
+    theirs = Samples(np.full((6, 2), 0.25, np.float32), np.full((6, 2), 77, np.int32), np.ones((6, 2), bool))
+    there = plan(parents, folder, toy=toy)
+    found = run_sweep(there)
+    key = finished[0].key
+    assert found.complete and found.records[key]["tokens"] == 77
+    assert found.samples(key).summary() == theirs.summary()
+    assert len(list((folder / "points").iterdir())) == len(found.points), "nothing is left beside"
 
 
 def append_some(folder, start):
@@ -226,6 +258,18 @@ def test_a_held_claim_gives_signs_of_life(tmp_path):
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert abs(path.stat().st_mtime - time.time()) < 60
+
+
+def test_machines_of_one_name_are_told_apart_by_their_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims_module.platform, "node", lambda: "localhost")
+    hosts = set()
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(f"{name}\n")
+        monkeypatch.setattr(claims_module, "_BOOT", tmp_path / name)
+        hosts.add(Claims(tmp_path)._me["host"])
+    monkeypatch.setattr(claims_module, "_BOOT", tmp_path / "unreadable")
+    hosts.add(Claims(tmp_path)._me["host"])
+    assert len(hosts) == 3 and all(host.startswith("localhost") for host in hosts)
 
 
 def test_a_torn_claim_is_void(tmp_path):
