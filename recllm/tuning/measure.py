@@ -2,7 +2,8 @@
 
 `rows.jsonl` gets one line a trial, whole and on disk before the next begins; a line that a kill tore is no row, and
 its trial runs again. Several workers, on one machine or on a shared disk with locks, share a table: a trial is run by
-who holds the lock on its file in claims/, and a lock ends with its process.
+who holds the lock on its file in claims/, and a lock ends with its process. `table.json` says what the rows were
+measured on; a worker with other data, limits, seed or fixed arguments does not add to them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from typing import Any
 
 from recllm.data.splits import DATASET_FILE
 from recllm.machine import device_name, git, versions
-from recllm.provenance import read_json
+from recllm.provenance import read_json, write_json
 from recllm.tuning.runner import OBJECTIVE, TrialRunner
 from recllm.tuning.surface import surface_row, write_surface
 
 ROWS_FILE = "rows.jsonl"
+TABLE_FILE = "table.json"
 CLAIMS_FOLDER = "claims"
 REPEATS = 3
 _BEST = 3
+_FIRST = 20  # evenly spread ones before the repeats
+_WAIT_SECONDS = 1.0
+# What all rows of a table have in common.
+_ONE = ("data_fingerprint", "limits", "seed", "fixed")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class Table:
         dataset: the data set's name.
         spread: evenly spread configurations, the default among them. seed: of their sequence, and of the trials.
         around: whether the surroundings of the default and of the best follow.
+
+    Raises:
+        ValueError: `spread` is less than 1.
     """
 
     name: str
@@ -61,47 +70,101 @@ class Table:
     seed: int = 0
     around: bool = True
 
-    def plan(self) -> Iterator[Planned]:
-        """The trials in their order; the last part depends on what was measured before it."""
-        space = self.runner.space
-        yield Planned("default", space.default, self.seed)
-        even = (config for config in space.spread(self.seed) if config != space.default)
-        yield from (Planned("spread", config, self.seed) for config in itertools.islice(even, 19))
+    def __post_init__(self) -> None:
+        if self.spread < 1:
+            raise ValueError(f"spread must be at least 1, the default's configuration, got {self.spread}")
+
+    def plan(self) -> Iterator[Planned | None]:
+        """The trials in their order. The last part depends on the evenly spread ones: None while others are at them."""
+        space, even = self.runner.space, self._even()
+        yield from itertools.islice(even, _FIRST)
         yield from (Planned("repeat", space.default, self.seed + extra) for extra in range(1, REPEATS))
-        yield from (Planned("spread", config, self.seed) for config in itertools.islice(even, self.spread - 20))
+        yield from even
         if self.around:
             yield from (Planned("star", config, self.seed) for config in space.neighbours(space.default))
+            while missing := self._missing():
+                yield None
+                yield from missing  # who was at them may have been killed
             for best in self._best():
                 yield from (Planned("peak", config, self.seed) for config in space.neighbours(best))
 
+    def _even(self) -> Iterator[Planned]:
+        space = self.runner.space
+        yield Planned("default", space.default, self.seed)
+        others = (config for config in space.spread(self.seed) if config != space.default)
+        yield from (Planned("spread", config, self.seed) for config in itertools.islice(others, self.spread - 1))
+
+    def _missing(self) -> list[Planned]:
+        there = {_mark(row) for row in self.rows()}
+        return [planned for planned in self._even() if self._mark_of(planned) not in there]
+
+    def _mark_of(self, planned: Planned) -> str:
+        return f"{self.runner.space.key(planned.config)}-{planned.seed}"
+
     def _best(self) -> list[dict[str, Any]]:
-        even = [row for row in self.rows() if row["origin"] in ("default", "spread") and row["status"] == "ok"]
-        even.sort(key=lambda row: (-row[OBJECTIVE], row["key"]))
-        return [json.loads(row["config"]) for row in even[:_BEST]]
+        even = {self._mark_of(planned) for planned in self._even()}
+        found = [row for row in self.rows() if _mark(row) in even and row["status"] == "ok"]
+        found.sort(key=lambda row: (-row[OBJECTIVE], row["key"]))
+        return [json.loads(row["config"]) for row in found[:_BEST]]
 
     def rows(self) -> list[dict[str, Any]]:
         """Every finished trial, in the order of finishing."""
         return read_rows(self.folder / ROWS_FILE)
 
-    def step(self, planned: Planned) -> bool:
-        """Measure a trial unless it is done or another worker is at it; whether it was measured here."""
-        mark = f"{self.runner.space.key(planned.config)}-{planned.seed}"
+    def step(self, planned: Planned) -> dict[str, Any] | None:
+        """Measure a trial and return its row, or None where it is done or another worker is at it.
+
+        Raises:
+            ValueError: the folder's rows were measured on other data, with other limits, seed or fixed arguments.
+        """
+        mark = self._mark_of(planned)
         if mark in self._done:
-            return False
+            return None
         with claimed(self.folder / CLAIMS_FOLDER / mark) as mine:
             if not mine:
-                return False
+                return None
             self._done.update(_mark(row) for row in self.rows())  # what others finished in the meantime
             if mark in self._done:
-                return False
-            outcome = self.runner.run_unsealed(planned.config, planned.seed)
-            append_row(self.folder / ROWS_FILE, surface_row(outcome, planned.origin))
+                return None
+            row = surface_row(self.runner.run_unsealed(planned.config, planned.seed), planned.origin)
+            append_row(self.folder / ROWS_FILE, row)
             self._done.add(mark)
-            return True
+            return row
 
     @cached_property
     def _done(self) -> set[str]:
+        self._open()  # once, before the first step
         return {_mark(row) for row in self.rows()}
+
+    def _open(self) -> None:
+        """Write down what is measured on what, or see that it is what others wrote down."""
+        path, here = self.folder / TABLE_FILE, self._description()
+        with claimed(self.folder / CLAIMS_FOLDER / TABLE_FILE, wait=True):
+            if not path.exists() and self.rows():
+                raise ValueError(
+                    f"{self.folder / ROWS_FILE} has rows, but {path} is missing and nothing says what they were "
+                    "measured on; move the folder away and measure again"
+                )
+            known = read_json(path) if path.exists() else here | {"made_with": []}
+            for name in _ONE:
+                if known.get(name) != here[name]:
+                    raise ValueError(
+                        f"{path}: {name} was {known.get(name)} and is {here[name]} now, so new rows could not be "
+                        "compared; measure as before, or in another folder"
+                    )
+            made = {"versions": versions(), "git_sha": git("rev-parse", "HEAD"), "device": device_name()}
+            if made not in known["made_with"]:
+                write_json(path, known | {"made_with": [*known["made_with"], made]})
+
+    def _description(self) -> dict[str, Any]:
+        space, described = self.runner.space, read_json(self.runner.inputs["dataset"] / DATASET_FILE)
+        plain = {
+            **{"backbone": space.name, "dataset": self.dataset, "limits": asdict(space.limits)},
+            **{"seed": self.seed, "fixed": dict(space.fixed), "schema": space.schema()},
+            "data": {name: described[name] for name in ("name", "split", "sample_users", "sample_seed", "counts")},
+            "data_fingerprint": self.runner.fingerprints["dataset"],
+        }
+        return json.loads(json.dumps(plain))
 
     def export(self, folder: Path) -> Path:
         """Write what is measured as `folder`/NAME.parquet, one row a configuration.
@@ -121,41 +184,44 @@ class Table:
         return path
 
     def _provenance(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        space, described = self.runner.space, read_json(self.runner.inputs["dataset"] / DATASET_FILE)
-        default = space.key(space.default)
+        default = self.runner.space.key(self.runner.space.default)
         noise = {str(row["seed"]): row[OBJECTIVE] for row in rows if row["key"] == default and row["status"] == "ok"}
         return {
-            **{"backbone": space.name, "dataset": self.dataset, "limits": asdict(space.limits)},
-            **{"seed": self.seed, "fixed": dict(space.fixed), "schema": space.schema()},
-            "data": {name: described[name] for name in ("name", "split", "sample_users", "sample_seed", "counts")},
-            **{"data_fingerprint": self.runner.fingerprints["dataset"], "default_by_seed": noise},
-            **{"versions": versions(), "git_sha": git("rev-parse", "HEAD"), "device": device_name()},
+            **read_json(self.folder / TABLE_FILE),
+            "default_by_seed": noise,
             "columns": "origin: default, spread (even sequence), star and peak (one axis from the default or the best)",
         }
 
 
-def measure(tables: list[Table], seconds: float | None = None) -> Iterator[tuple[Table, Planned]]:
-    """Work on the tables in turn, a trial each, until all plans are done or `seconds` are over; yields what it did."""
+def measure(tables: list[Table], seconds: float | None = None) -> Iterator[tuple[Table, dict[str, Any]]]:
+    """Work on the tables in turn, a trial each, until all plans are done or `seconds` are over; yields its own rows."""
     began = time.monotonic()
     plans = [(table, table.plan()) for table in tables]
     while plans:
+        idle = True
         for table, plan in list(plans):
             if seconds is not None and time.monotonic() - began > seconds:
                 return
-            planned = next((each for each in plan if table.step(each)), None)
-            if planned is None:
-                plans.remove((table, plan))
+            for planned in plan:
+                if planned is None:
+                    break
+                if row := table.step(planned):
+                    idle = False
+                    yield table, row
+                    break
             else:
-                yield table, planned
+                plans.remove((table, plan))
+        if plans and idle:
+            time.sleep(_WAIT_SECONDS)
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process holds the lock of that name, as long as the block lasts."""
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process holds the lock of that name, as long as the block lasts; `wait` until it does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

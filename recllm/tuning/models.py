@@ -27,22 +27,48 @@ def count_parameters(recipe: str, arguments: Mapping[str, Any], inputs: Mapping[
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _sequential(args: SimpleNamespace, inputs: Mapping[str, Path]) -> Any:
-    from recllm.backbones.train import build_sequential
+def check_inputs(recipe: str, inputs: Mapping[str, Path]) -> None:
+    """Read what the count takes from the input folders.
+
+    Raises:
+        ValueError: a folder that is not there, or a file that is missing or damaged; the message names it.
+    """
+    if missing := [f"{name} {folder}" for name, folder in inputs.items() if not folder.exists()]:
+        raise ValueError(f"{missing[0]} is missing; make it first")
+    if recipe in _READERS:
+        _READERS[recipe](inputs)
+
+
+def _dataset(inputs: Mapping[str, Path]) -> tuple[int, str]:
     from recllm.data.catalog import Catalog
     from recllm.data.splits import DATASET_FILE
 
-    dataset = inputs["dataset"]
-    return build_sequential(len(Catalog.load(dataset)), read_json(dataset / DATASET_FILE)["time"], args)
+    path = inputs["dataset"] / DATASET_FILE
+    known = read_json(path)
+    if not isinstance(known, dict) or "time" not in known:
+        raise ValueError(f"{path} does not say what its times are; make the data set again")
+    return len(Catalog.load(inputs["dataset"])), known["time"]
+
+
+def _table(inputs: Mapping[str, Path]) -> Any:
+    from recllm.sid.table import SidTable
+
+    return SidTable.load(inputs["sid_table"])
+
+
+def _sequential(args: SimpleNamespace, inputs: Mapping[str, Path]) -> Any:
+    from recllm.backbones.train import build_sequential
+
+    return build_sequential(*_dataset(inputs), args)
 
 
 def _generative(args: SimpleNamespace, inputs: Mapping[str, Path]) -> Any:
     from recllm.backbones.generative import build_empty
-    from recllm.sid.table import SidTable
 
-    return build_empty(args.backbone, SidTable.load(inputs["sid_table"]), args)
+    return build_empty(args.backbone, _table(inputs), args)
 
 
+_READERS: dict[str, Callable[[Mapping[str, Path]], Any]] = {"train_backbone": _dataset, "train_generative": _table}
 _BUILDERS: dict[str, Callable[[SimpleNamespace, Mapping[str, Path]], Any]] = {
     "train_backbone": _sequential,
     "train_generative": _generative,

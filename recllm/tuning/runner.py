@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from recllm.provenance import METRICS_FILE, content_fingerprint, read_json
 from recllm.tuning.launch import Direct, Ended, Launcher
-from recllm.tuning.models import count_parameters
+from recllm.tuning.models import check_inputs, count_parameters
 from recllm.tuning.recipe import recipe_path
 from recllm.tuning.space import Space
 
@@ -32,8 +32,8 @@ class Outcome:
     """What became of a trial.
 
     Args:
-        key: of the configuration, empty where it was refused.
-        config: the checked configuration; of a refused one what was proposed.
+        key: of the configuration; empty where the space refused it, not where the backbone did.
+        config: the checked configuration; what was proposed where the space refused it.
         metrics: `validation/...` of an `ok` trial, else empty. With `unsealed` runs `test/...` besides.
         parameters: of the model, where it is known.
         cpu_seconds, wall_seconds, peak_gib: of the trial's process; 0 where none was started.
@@ -75,6 +75,9 @@ class TrialRunner:
             content must stay what it was when the runner first looked.
         scratch: trials work in folders under it that are gone afterwards; None is the system's place for such.
         launcher: how a process is started.
+
+    Raises:
+        ValueError: an input is missing or cannot be read.
     """
 
     space: Space
@@ -84,6 +87,7 @@ class TrialRunner:
 
     def __post_init__(self) -> None:
         self.inputs = {name: Path(folder) for name, folder in self.inputs.items()}
+        check_inputs(self.space.recipe, self.inputs)
         self.fingerprints = {name: content_fingerprint(folder) for name, folder in self.inputs.items()}
 
     def run(self, config: Mapping[str, Any], seed: int = 0) -> Outcome:
@@ -105,16 +109,21 @@ class TrialRunner:
     def _run(self, config: Mapping[str, Any], seed: int, test: bool) -> Outcome:
         try:
             checked = self.space.check(config)
-            arguments = self.space.arguments(checked)
-            parameters = count_parameters(self.space.recipe, arguments, self.inputs)
         except ValueError as error:
             proposed = dict(config) if isinstance(config, Mapping) else {}
             return Outcome("refused", "", proposed, seed, words=str(error))
-        told = Outcome("ok", self.space.key(checked), checked, seed, parameters=parameters)
+        # An input that cannot be read must not pass for a configuration that the backbone refuses.
+        self._check_inputs("before")
+        arguments = self.space.arguments(checked)
+        told = Outcome("ok", self.space.key(checked), checked, seed)
+        try:
+            parameters = count_parameters(self.space.recipe, arguments, self.inputs)
+        except ValueError as error:
+            return replace(told, status="refused", words=str(error))
+        told = replace(told, parameters=parameters)
         most = self.space.limits.parameters
         if most is not None and parameters > most:
             return replace(told, status="too_large", words=f"{parameters} parameters, {most} are allowed")
-        self._check_inputs("before")
         with tempfile.TemporaryDirectory(prefix="trial-", dir=self.scratch) as folder:
             output, log = Path(folder) / "run", Path(folder) / "log"
             arguments |= {**self.inputs, "output_dir": output, "seed": seed, "report_test": test}

@@ -192,15 +192,16 @@ class Space:
     def narrowed(self, **values: tuple[Any, ...]) -> Space:
         """The space where the named axes have only these values, each legal in the whole one; one value fixes the axis.
 
-        The default of an axis must be among its values.
+        The default of an axis must be among its values. An axis that nothing can make matter any more is left out.
 
         Raises:
-            ValueError: an unknown axis, an illegal value, or a fixed axis that others depend on.
+            ValueError: an unknown axis, an illegal value, or values without the default.
         """
         for name in values:
             if name not in self.by_name:
                 raise ValueError(self._unknown(name))
-        axes, fixed = [], dict(self.fixed)
+        axes, fixed, never = [], dict(self.fixed), set()
+        asked = {condition.key for axis in self.axes for condition in axis.when}
         for axis in self.axes:
             kept = tuple(axis.check(value) for value in values.get(axis.name, ()))
             if len(kept) == 1 and not axis.when:
@@ -209,12 +210,17 @@ class Space:
             if kept and axis.default not in kept:
                 raise ValueError(f"{axis.name}: its default {axis.default!r} must be among its values")
             axis = replace(axis, values=kept) if kept else axis
-            if len(kept) == 1 and axis.otherwise is None and kept[0] == axis.argument.default:
+            usual = len(kept) == 1 and axis.otherwise is None and kept[0] == axis.argument.default
+            if usual and axis.name not in asked:
                 continue  # what the recipe does unasked, where it matters and where it does not
             if axis.when:
-                axis, settled = _under(axis, fixed)
-                if settled is not None:
-                    fixed |= settled
+                axis, met = _under(axis, {name: fixed[name] for name in fixed if name not in never}, axes)
+                if met is False:
+                    never.add(axis.name)
+                    fixed |= {} if axis.otherwise is None else {axis.name: axis.otherwise}
+                    continue
+                if met and len(axis.values) == 1:
+                    fixed[axis.name] = axis.values[0]
                     continue
             axes.append(axis)
         return replace(self, axes=tuple(axes), fixed=fixed)
@@ -243,16 +249,21 @@ class Space:
         return f"{shown} is no axis of {self.name}; {hint}"
 
 
-def _under(axis: Axis, fixed: Mapping[str, Any]) -> tuple[Axis, dict[str, Any] | None]:
-    """An axis whose conditions may be settled by what is fixed; then what becomes of it, or None if it stays."""
-    open_ = tuple(condition for condition in axis.when if condition.key not in fixed)
-    met = any(condition.key in fixed and fixed[condition.key] in condition.values for condition in axis.when)
-    if met:
-        axis = replace(axis, when=())
-        return axis, {axis.name: axis.values[0]} if len(axis.values) == 1 else None
-    if not open_:
-        return axis, {} if axis.otherwise is None else {axis.name: axis.otherwise}
-    return replace(axis, when=open_), None
+def _under(axis: Axis, fixed: Mapping[str, Any], before: list[Axis]) -> tuple[Axis, bool | None]:
+    """An axis with the conditions that can still hold, under what is fixed and the axes that remain before it.
+
+    Also whether one always holds (True; then it has no condition), none ever does (False), or it depends (None).
+    """
+    if any(condition.key in fixed and fixed[condition.key] in condition.values for condition in axis.when):
+        return replace(axis, when=()), True
+    left = {other.name: other.values for other in before}
+    open_ = []
+    for condition in axis.when:
+        values = left.get(condition.key)
+        possible = condition.values if values == () else tuple(v for v in condition.values if v in (values or ()))
+        if possible:  # a range, which has no list, may still have every value
+            open_.append(replace(condition, values=possible))
+    return replace(axis, when=tuple(open_)), None if open_ else False
 
 
 def _condition(condition: When) -> dict[str, Any]:

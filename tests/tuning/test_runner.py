@@ -86,6 +86,25 @@ def test_what_the_backbone_refuses_is_refused(dataset):
     space = replace(space, axes=tuple(width if axis.name == "hidden_dim" else axis for axis in space.axes))
     outcome = TrialRunner(space, {"dataset": dataset}, launcher=None).run({**space.default, "num_heads": 4})
     assert outcome.status == "refused" and "hidden_dim 18 does not divide by num_heads 4" in outcome.words
+    asked = {**space.default, "num_heads": 4}
+    assert (outcome.key, outcome.config) == (space.key(asked), asked)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("{}")])
+def test_data_that_cannot_be_read_is_no_refusal(dataset, tmp_path, spoil):
+    copy = Path(shutil.copytree(dataset, tmp_path / "dataset"))
+    space = tiny_space()
+    runner = TrialRunner(space, {"dataset": copy}, launcher=Scripted())
+    spoil(copy / "dataset.json")
+    with pytest.raises(ValueError, match=r"is not what it was .* before a trial"):
+        runner.run(start(space))
+    with pytest.raises(ValueError, match=r"dataset\.json"):
+        TrialRunner(space, {"dataset": copy}, launcher=None)
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset .*none is missing"):
+        TrialRunner(tiny_space(), {"dataset": tmp_path / "none"}, launcher=None)
 
 
 def test_a_large_model_is_not_started(dataset):

@@ -268,6 +268,44 @@ def test_narrowing_says_what_is_wrong():
     assert always.default["depth"] == 3 and not always.by_name["depth"].when
 
 
+def test_narrowing_leaves_out_what_nothing_can_switch_on():
+    space = WHOLE["sasrec"].narrowed(pooling=("last", "mean"))
+    assert "pool_k" not in space.by_name and "pool_k" not in space.schema()["properties"]
+    assert space.default == WHOLE["sasrec"].default and space.arguments(space.default)["pooling"] == "last"
+    kept = hand_made().narrowed(mode=("a", "c"))
+    assert kept.by_name["depth"].when == (When("mode", ("c",)),)
+    # Of two ways to switch the priors' axes on, one is left.
+    priors = WHOLE["sasrec"].narrowed(prior_transition=(0.0,), prior_item_cf=(0.0, 0.2))
+    assert priors.by_name["prior_norm"].when == (When("prior_item_cf", (0.2,)),)
+    cold = WHOLE["sasrec"].narrowed(l2_norm=(False,))
+    assert "temperature" not in cold.by_name and cold.fixed["temperature"] == 1.0
+    assert not {"pool_k"} & {name for part in SURFACES.values() for name in part.by_name}
+
+
+def test_narrowing_follows_conditions_on_conditional_axes():
+    glass = WHOLE["glass"]
+    assert not {"gate", "neighbours", "threshold"} & glass.narrowed(retrieval=(False,)).by_name.keys()
+    alone = glass.narrowed(neighbours=(0, 3), retrieval=(True,))
+    assert alone.by_name["threshold"].when == (When("neighbours", (3,)),) and not alone.by_name["neighbours"].when
+    # What the recipe does unasked still switches on what depends on it.
+    fixed = glass.narrowed(neighbours=(3,))
+    assert fixed.default["threshold"] == 5 and "threshold" not in fixed.change(fixed.default, "retrieval", False)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_axis_of_a_narrowed_space_can_matter(name):
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        asked = {}
+        for axis in EVERY[name].axes:
+            if axis.values and rng.random() < 0.4:
+                others = [value for value in axis.values if value != axis.default and rng.random() < 0.3]
+                asked[axis.name] = (axis.default, *others)
+        space = EVERY[name].narrowed(**asked)
+        reached = {name for _ in range(300) for name in space.sample(rng)}
+        assert reached == space.by_name.keys()
+
+
 def test_neighbours_change_one_axis_with_values():
     space = hand_made()
     found = list(space.neighbours(space.default))

@@ -4,19 +4,31 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from recllm.provenance import write_json
+from recllm.provenance import read_json, write_json
 from recllm.tuning.launch import Ended
-from recllm.tuning.measure import ROWS_FILE, Table, append_row, claimed, measure, read_rows
+from recllm.tuning.measure import (
+    CLAIMS_FOLDER,
+    ROWS_FILE,
+    TABLE_FILE,
+    Table,
+    append_row,
+    claimed,
+    measure,
+    read_rows,
+)
 from recllm.tuning.runner import Outcome, TrialRunner
 from recllm.tuning.space import Limits
 from recllm.tuning.spaces import surface_space
@@ -153,10 +165,10 @@ def test_a_file_that_is_no_surface_is_refused(surface, tmp_path):
 # ---- measuring
 
 
-def make_table(folder, dataset, spread=24, seconds=0.0, name="sasrec-made", around=False):
+def make_table(folder, dataset, spread=24, seconds=0.0, name="sasrec-made", around=False, limits=None, seed=0):
     launcher = Made(folder / "starts", seconds)
-    runner = TrialRunner(surface_space("sasrec", Limits()), {"dataset": dataset}, launcher=launcher)
-    return Table(name, folder / name, runner, "made up", spread, around=around)
+    runner = TrialRunner(surface_space("sasrec", limits or Limits()), {"dataset": dataset}, launcher=launcher)
+    return Table(name, folder / name, runner, "made up", spread, seed, around)
 
 
 def marks(table):
@@ -168,7 +180,7 @@ def test_a_table_is_measured_in_the_order_of_its_plan(dataset, tmp_path, monkeyp
     table = make_table(tmp_path, dataset, around=True)
     done = list(measure([table]))
     rows = table.rows()
-    assert len(done) == len(rows) == len(set(marks(table)))
+    assert [row for _, row in done] == rows and len(rows) == len(set(marks(table)))
     origins = [row["origin"] for row in rows]
     assert origins[:24] == ["default", *["spread"] * 19, "repeat", "repeat", *["spread"] * 2]
     assert [json.loads(row["config"]) for row in rows[:1]] == [SPACE.default]
@@ -259,6 +271,101 @@ def test_a_claim_is_one_workers(tmp_path):
             assert (second, other) == (False, True)
     with claimed(tmp_path / "a") as mine:
         assert mine
+
+
+def test_a_few_spread_ones_are_a_plan_and_none_is_refused(dataset, tmp_path):
+    origins = [row["origin"] for _, row in measure([make_table(tmp_path, dataset, 5)])]
+    assert origins == ["default", *["spread"] * 4, "repeat", "repeat"]
+    with pytest.raises(ValueError, match="spread must be at least 1"):
+        make_table(tmp_path, dataset, 0)
+
+
+def test_peaks_wait_for_what_others_are_at(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("recllm.tuning.measure._BEST", 1)
+    monkeypatch.setattr("recllm.tuning.measure._WAIT_SECONDS", 0.0)
+    table = make_table(tmp_path, dataset, 4, around=True)
+    held = list(itertools.islice(table.plan(), 4))[3]
+    mark = f"{SPACE.key(held.config)}-0"
+    with claimed(table.folder / CLAIMS_FOLDER / mark) as mine:
+        assert mine
+        before = list(measure([table], seconds=3.0))
+        assert {row["origin"] for _, row in before} == {"default", "spread", "repeat", "star"}
+    rest = [row for _, row in measure([make_table(tmp_path, dataset, 4, around=True)])]
+    assert (rest[0]["origin"], rest[0]["key"]) == ("spread", SPACE.key(held.config))
+    assert {row["origin"] for row in rest[1:]} == {"peak"}
+    even = [row for row in table.rows() if row["origin"] in ("default", "spread")]
+    best = min(even, key=lambda row: (-row["validation/ndcg@10"], row["key"]))
+    around = {SPACE.key(other) for other in SPACE.neighbours(json.loads(best["config"]))}
+    assert around <= {row["key"] for row in table.rows()}
+
+
+def test_a_table_that_waits_goes_on_when_the_other_worker_was_killed(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("recllm.tuning.measure._BEST", 1)
+    table = make_table(tmp_path, dataset, 3, around=True)
+    plan = table.plan()
+    held = list(itertools.islice(table.plan(), 3))[2]
+    with claimed(table.folder / CLAIMS_FOLDER / f"{SPACE.key(held.config)}-0"):
+        for planned in plan:
+            if planned is None:
+                break
+            table.step(planned)
+        assert next(plan) == held and table.step(held) is None and next(plan) is None
+    assert next(plan) == held and table.step(held)["key"] == SPACE.key(held.config)
+    assert next(plan).origin == "peak"
+
+
+@pytest.mark.parametrize("name", ["data_fingerprint", "limits", "seed", "fixed"])
+def test_rows_of_something_else_do_not_come_into_a_table(dataset, tmp_path, name):
+    began = make_table(tmp_path, dataset)
+    began.step(next(began.plan()))
+    known = read_json(began.folder / TABLE_FILE)
+    assert known["made_with"][0]["versions"]["python"] and known["data"]["name"] == "made up"
+    copy = dataset
+    if name == "data_fingerprint":
+        copy = Path(shutil.copytree(dataset, tmp_path / "other"))
+        (copy / "more.txt").write_text("x")
+    changed = {"limits": {"limits": Limits(parameters=9)}, "seed": {"seed": 1}}.get(name, {})
+    other = make_table(tmp_path, copy, **changed)
+    if name == "fixed":
+        space = replace(other.runner.space, fixed={**SPACE.fixed, "epochs": 3})
+        other = replace(other, runner=TrialRunner(space, {"dataset": dataset}, launcher=other.runner.launcher))
+    with pytest.raises(ValueError, match=rf"table\.json: {name} was .* now"):
+        other.step(next(other.plan()))
+    assert len(began.rows()) == 1 == len(make_table(tmp_path, dataset).rows())
+
+
+def test_a_table_says_what_code_it_was_measured_with(dataset, tmp_path, monkeypatch):
+    for version in ("1", "2", "2"):
+        monkeypatch.setattr("recllm.tuning.measure.versions", lambda version=version: {"torch": version})
+        table = make_table(tmp_path, dataset)
+        next(measure([table]))
+    told = Surface.load(table.export(tmp_path / "out")).provenance
+    assert [made["versions"]["torch"] for made in told["made_with"]] == ["1", "2"]
+    assert told["limits"] == LIMITS and told["fixed"] == SPACE.fixed and told["seed"] == 0
+
+
+def test_rows_of_nobody_knows_what_are_not_added_to(dataset, tmp_path):
+    table = make_table(tmp_path, dataset)
+    next(measure([table]))
+    (table.folder / TABLE_FILE).unlink()
+    with pytest.raises(ValueError, match=r"rows\.jsonl has rows, but .*table\.json is missing"):
+        next(measure([make_table(tmp_path, dataset)]))
+    with pytest.raises(ValueError, match=r"table\.json is missing"):
+        table.export(tmp_path)
+
+
+def test_who_waits_for_a_claim_gets_it(tmp_path):
+    order = []
+
+    def work(number):
+        with claimed(tmp_path / "a", wait=True) as mine:
+            order.append((number, "in", mine))
+            time.sleep(0.05)
+            order.append((number, "out", mine))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert [(number, what, True) for number, _, _ in order[::2] for what in ("in", "out")] == order
 
 
 def test_nothing_is_exported_of_nothing(dataset, tmp_path):
