@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recllm.merging.ledger import Sweep, read_sweep
+from recllm.merging.ledger import AGAIN, LEDGER_FILE, Sweep, read_sweep
 from recllm.merging.methods import DEFAULTS, DIRECT, METHODS, THINKING
 from recllm.merging.space import ENDS, Point
 
@@ -184,7 +184,9 @@ def _row(sweep: Sweep, point: Point) -> Row:
     absent = [name for name in (*measured, "questions") if not isinstance(record.get(name), int | float)]
     if absent or record["questions"] != len(samples.value_QS):
         wrong = f"lacks {', '.join(absent)}" if absent else f"tells {record['questions']} questions, its samples others"
-        raise ValueError(f"{sweep.folder}: the line of point {point.key} {wrong}; remove the line and sweep again")
+        raise ValueError(
+            f"{sweep.folder}: the line of point {point.key} {wrong}; take the line out of {LEDGER_FILE}, {AGAIN}"
+        )
     return Row(
         key=point.key,
         method=point.method,
