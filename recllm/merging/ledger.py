@@ -38,7 +38,8 @@ class Sweep:
 
     Attributes:
         folder: where it lies.
-        parents: role -> {folder, address, fingerprint}, and pickled: true where its weights were pickles.
+        parents: role -> {folder, address, fingerprint, hub_id or null}, and pickled: true where its weights were
+            pickles.
         evaluator: its name and fingerprint.
         points: in the order of the grid; both parents are among them.
         records: key -> line of the ledger, of the finished points, in the same order.

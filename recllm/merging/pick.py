@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +106,3 @@ def _swept(role: str, entry: Mapping[str, Any], addresses: list[str]) -> Parent:
     raise ValueError(
         f"the {role} parent of the sweep is not there: {'; '.join(causes)}. Say where it is: --{role} PATH"
     )
-
-
-def shown_name(address: str) -> str:
-    """A parent's address as others may read it: a Hub id as it is, of a folder its last two parts."""
-    path = Path(address)
-    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", address) and not path.exists():
-        return address
-    return "/".join(path.resolve().parts[-2:])
