@@ -1,10 +1,10 @@
 """Measured tables (configuration -> validation and test metrics, seconds) on which tuners are compared in seconds.
 
-Claim: none of its own; `benchmarks/tuning.py` reads what this measures. It lies here because it makes committed files,
+Claim: none of its own: `recllm.tuning.surface` reads what this measures. It lies here because it makes committed files,
     not a run's folder.
 Run:   RECLLM_DATA=DIR python benchmarks/measure_surfaces.py --work outputs/surfaces
        python benchmarks/measure_surfaces.py --work outputs/surfaces --export benchmarks/surfaces
-SASRec and HSTU on samples of about 1,300 to 1,500 users of three Amazon sets (drawn before the 5-core; leave one out),
+SASRec and HSTU on samples of 1,238 to 1,487 users of three Amazon sets (drawn before the 5-core; leave one out),
 12 epochs at most, by the project's own runner, test metrics unsealed. A table's trials are the default, `--spread`
 configurations of a scrambled Sobol sequence (the default counts), two repeats of the default for the noise of a seed,
 then everything one axis away from the default and from the three best. The tables grow in turn. Kill it and start it
@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from recllm.tuning.launch import Forked
-from recllm.tuning.measure import Table, measure
+from recllm.tuning.measure import Table, claimed, measure
 from recllm.tuning.runner import OBJECTIVE, TrialRunner
 from recllm.tuning.space import Limits
 from recllm.tuning.spaces import surface_space
@@ -35,42 +35,44 @@ LIMITS = Limits(parameters=2_000_000, cpu_seconds=30.0, wall_seconds=900.0, memo
 
 
 def make_dataset(name: str, folder: Path) -> None:
-    """The sample of a data set; nothing happens where it is there."""
+    """The sample of a data set; nothing happens where it is there. Workers that start at once make it once."""
     script = Path(__file__).resolve().parent.parent / "data_prep" / "amazon.py"
     options = {"name": name, "split": "leave_one_out", "sample_users": USERS[name], "output_dir": folder}
     words = [f"--{key}={value}" for key, value in options.items()]
-    subprocess.run([sys.executable, str(script), *words], check=True)
+    with claimed(folder.parent / f".{name}.lock", wait=True):
+        subprocess.run([sys.executable, str(script), *words], check=True)
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Where data sets and rows are kept.")],
     export: Annotated[Path | None, typer.Option(help="Measure nothing; write the parquet files here.")] = None,
-    spread: Annotated[int, typer.Option(help="Evenly spread configurations a table.")] = 256,
+    spread: Annotated[int, typer.Option(min=1, help="Evenly spread configurations a table.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the sequence and of the trials.")] = 0,
     tables: Annotated[str, typer.Option(help="Only tables whose name holds this text.")] = "",
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     scratch: Annotated[Path | None, typer.Option(help="Where trials work; memory is best.")] = None,
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    pairs = {f"{backbone}-{dataset}": (backbone, dataset) for dataset in USERS for backbone in BACKBONES}
+    chosen = {name: pair for name, pair in pairs.items() if tables in name}
+    if not chosen:
+        raise typer.BadParameter(
+            f"no table's name holds {tables!r}; they are {', '.join(pairs)}", param_hint="--tables"
+        )
     launcher, made = Forked(), []
-    for dataset in USERS:
-        for backbone in BACKBONES:
-            name = f"{backbone}-{dataset}"
-            if tables not in name:
-                continue
-            if export is None:
-                make_dataset(dataset, work / "data" / dataset)
-            inputs = {"dataset": work / "data" / dataset}
-            runner = TrialRunner(surface_space(backbone, LIMITS), inputs, scratch, launcher)
-            made.append(Table(name, work / name, runner, dataset, spread, seed))
+    for name, (backbone, dataset) in chosen.items():
+        if export is None:
+            make_dataset(dataset, work / "data" / dataset)
+        inputs = {"dataset": work / "data" / dataset}
+        runner = TrialRunner(surface_space(backbone, LIMITS), inputs, scratch, launcher)
+        made.append(Table(name, work / name, runner, dataset, spread, seed))
     if export is not None:
         for table in made:
             logger.info("%s: %d trials", table.export(export), len(table.rows()))
         return
-    for table, planned in measure(made, seconds):
-        row = table.rows()[-1]
+    for table, row in measure(made, seconds):
         told = f"{row['status']} {row[OBJECTIVE] or 0:.4f} {row['cpu_seconds']:.1f} s ({row['wall_seconds']:.0f} s)"
-        logger.info("%s %s %d: %s %s", table.name, planned.origin, len(table.rows()), told, row["words"])
+        logger.info("%s %s %d: %s %s", table.name, row["origin"], len(table.rows()), told, row["words"])
     launcher.close()
 
 

@@ -176,6 +176,7 @@ def prepare(
         "items_without_title": items.filter(pl.col("title") == "").height,
         "duplicate_items": raw.items.height - known.height,
         "dropped_repeats": raw.events.height - whole.height,
+        "dropped_by_sampling": whole.height - drawn.height,
         "dropped_by_k_core": drawn.height - events.height,
         "quarantined": raw.bad.height,
     }

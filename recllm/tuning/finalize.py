@@ -3,6 +3,8 @@
 Until then no test metric exists: trials do not compute any. Before the first one is read, the study's folder gets
 test_read.json, which says what is being read and when; after that nothing else can be read in this study. A reading
 that was interrupted goes on with the same configuration and seeds.
+
+This is for studies that train. One on a measured surface has nothing to train and reads `Surface.test_metrics` itself.
 """
 
 from __future__ import annotations

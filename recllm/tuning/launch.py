@@ -27,6 +27,7 @@ from recllm.pipeline.process import clean_environment, dies_with
 from recllm.tuning.space import Limits
 
 _LOOK_SECONDS = 0.02
+_GRACE_SECONDS = 10.0
 _GIB = 1 << 30
 _READY = b"ready\n"
 # What train_backbone imports inside its functions, and torch's compiler, which the first optimizer brings along.
@@ -62,25 +63,27 @@ class Launcher(Protocol):
 
 
 def watch(pid: int, limits: Limits) -> Ended:
-    """Wait for a child that leads its own process group, and kill it at its limits."""
+    """Wait for a child that leads its own process group, and kill it at its limits; nothing of the group is left."""
     began, stopped = time.monotonic(), None
     process = psutil.Process(pid)
-    while True:
-        done, code, usage = os.wait4(pid, os.WNOHANG)
-        wall = time.monotonic() - began
-        if done:
-            peak = usage.ru_maxrss / (_GIB if sys.platform == "darwin" else 1 << 20)
-            cpu = usage.ru_utime + usage.ru_stime
-            return Ended(os.waitstatus_to_exitcode(code), round(cpu, 3), round(wall, 3), round(peak, 3), stopped)
-        if stopped is None and (stopped := _over(process, wall, limits)):
+    # The ended leader is left unreaped until its group is dead: nobody else can get its number meanwhile.
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if stopped is None and (stopped := _over(process, time.monotonic() - began, limits)):
             _kill(pid)
         time.sleep(_LOOK_SECONDS)
+    wall = time.monotonic() - began
+    _kill(pid)
+    _, code, usage = os.wait4(pid, 0)
+    peak = usage.ru_maxrss / (_GIB if sys.platform == "darwin" else 1 << 20)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Ended(os.waitstatus_to_exitcode(code), round(cpu, 3), round(wall, 3), round(peak, 3), stopped)
 
 
 def _kill(pid: int) -> None:
+    """Kill a child that is not reaped yet, and its group."""
     try:
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it does not lead its group yet, or has just ended
+    except (ProcessLookupError, PermissionError):  # it does not lead its group yet; macOS: only its remains are there
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -114,7 +117,8 @@ class Direct:
             try:
                 ended = watch(child.pid, limits)
             except BaseException:
-                child.kill()
+                _kill(child.pid)
+                child.wait()
                 raise
             child.returncode = ended.status  # it was reaped by `watch`
             return ended
@@ -143,7 +147,7 @@ class Forked:
         except BrokenPipeError:
             answer = b""
         except BaseException:
-            self.close()  # the trial ends with it
+            self.close()  # it ends the trial first
             raise
         if not answer:  # somebody killed the warm process, and its trial with it
             self.close()
@@ -166,12 +170,25 @@ class Forked:
     def close(self) -> None:
         """End the warm process; the next trial starts another."""
         if self._server is not None:
-            self._server.kill()
-            self._server.wait()
+            self._server.terminate()
+            try:
+                self._server.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
             with contextlib.suppress(BrokenPipeError):
                 self._server.stdin.close()
             self._server.stdout.close()
             self._server = None
+
+
+# What a trial's process does on a signal, whatever the one that forks it does.
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+def _leave(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    raise SystemExit(128 + number)
 
 
 def serve(preloaded: Sequence[str], requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -187,7 +204,13 @@ def serve(preloaded: Sequence[str], requests: IO[bytes], answers: IO[bytes]) -> 
     for line in requests:
         asked = json.loads(line)
         pid = _fork(asked)
-        answers.write(json.dumps(asdict(watch(pid, Limits(**asked["limits"])))).encode() + b"\n")
+        try:
+            ended = watch(pid, Limits(**asked["limits"]))
+        except BaseException:  # `Forked.close` ends this process
+            _kill(pid)
+            os.waitpid(pid, 0)
+            raise
+        answers.write(json.dumps(asdict(ended)).encode() + b"\n")
         answers.flush()
 
 
@@ -198,6 +221,8 @@ def _fork(asked: dict[str, Any]) -> int:
     status = 1
     try:
         os.setsid()
+        for number, handler in _USUAL.items():
+            signal.signal(number, handler)
         if (arm := dies_with(parent)) is not None:
             arm()
         _redirect(asked["log"])
@@ -222,6 +247,9 @@ def _redirect(log: str) -> None:
 
 
 if __name__ == "__main__":
+    # A key pressed at the terminal reaches this process, too: what follows the runner says by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     # Answers keep the pipe to themselves: what an import prints goes to the terminal.
     _answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -1,7 +1,8 @@
 """A trial: a recipe run with a configuration of a space, inside limits, its outcome a record and never an exception.
 
 What a tuner sees are validation metrics. The recipe is not asked to rank the test targets, so during a study no test
-metric exists anywhere; `recllm.tuning.finalize` reads them once at its end.
+metric exists anywhere; `recllm.tuning.finalize` reads them once at its end. On a surface, which was measured before any
+study, they do exist: `Surface.lookup` tells none, and a study's end reads them with `Surface.test_metrics`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The search spaces of SASRec and HSTU, after VirtualMLE (arXiv 2606.03221), with the defaults that it starts from; and
 GLASS's, with its recipe's.
 
-Left out of the published space, since the recipe has no such argument: `eval_batch_size` (evaluation sizes its own
-batches and its result does not depend on them) and `embedding_fusion` (it needs a folder of item vectors, and a
-proposal names no paths).
+Left out of the published space: `eval_batch_size`, since the recipe has no such argument (evaluation sizes its own
+batches and its result does not depend on them), and `embedding_fusion`, which the recipe has: it needs a folder of item
+vectors, and a proposal names no paths.
 """
 
 from __future__ import annotations

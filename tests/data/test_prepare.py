@@ -226,5 +226,8 @@ def test_a_sample_of_users_is_drawn_before_the_core():
     prepared = prepare(_raw(events), k=3, dedup="none", sampled_users=12, sample_seed=1)
     assert prepared.interactions.height == k_core(drawn, 3).height
     assert prepared.counts["dropped_repeats"] == 0
+    repeated = prepare(_raw(events), k=3, dedup="last", sampled_users=12, sample_seed=1).counts
+    dropped = [repeated[f"dropped_{why}"] for why in ("repeats", "by_sampling", "by_k_core")]
+    assert min(dropped) > 0 and repeated["events"] + sum(dropped) == len(events)
     with pytest.raises(ValueError, match="sample_users must be at least 1"):
         sample_users(_frame(events), 0)

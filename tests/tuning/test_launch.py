@@ -1,5 +1,6 @@
 """How a trial's process is started, watched and ended, both ways alike."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,64 @@ def test_children_of_a_killed_trial_end_with_it(launch, tmp_path):
     gone(int((tmp_path / "pid").read_text()))
 
 
+LEAVES = """
+    import os, subprocess, sys
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open({pid!r}, "w").write(str(child.pid))
+    {end}
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("os._exit(0)", 0), ("sys.exit(3)", 3), ("os.abort()", -6)])
+def test_children_of_an_ended_trial_end_with_it(launch, tmp_path, end, status):
+    ended, _ = launch(LEAVES.format(pid=str(tmp_path / "pid"), end=end))
+    assert (ended.status, ended.stopped) == (status, None)
+    gone(int((tmp_path / "pid").read_text()), 5)
+
+
+@pytest.mark.parametrize("kind", ["Direct()", "Forked([])"])
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "as from a key"])
+def test_an_interrupt_ends_a_trial_and_its_children(tmp_path, kind, group):
+    pids, recipe = tmp_path / "pids", tmp_path / "recipe.py"
+    recipe.write_text(f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({str(pids) + "_"!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
+os.rename({str(pids) + "_"!r}, {str(pids)!r})
+time.sleep(600)
+""")
+    code = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pathlib import Path
+from recllm.tuning.launch import Direct, Forked
+from recllm.tuning.space import Limits
+try:
+    {kind}.run(Path({str(recipe)!r}), [], Path({str(tmp_path / "log")!r}), Limits())
+except KeyboardInterrupt:
+    # When it is raised the trial is reaped, not only on its way out.
+    trial = int(open({str(pids)!r}).read().split()[0])
+    try:
+        os.kill(trial, 0)
+    except ProcessLookupError:
+        print("reaped", flush=True)
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    until(pids.is_file)
+    (os.killpg if group else os.kill)(runner.pid, signal.SIGINT)
+    assert runner.communicate(timeout=60)[0] == b"reaped\n"
+    for pid in pids.read_text().split():
+        gone(int(pid), 5)
+
+
+def test_a_trial_has_the_usual_signals(launch):
+    code = """
+        import signal
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGTERM).name)
+    """
+    assert launch(code)[1] == "True SIG_DFL\n"
+
+
 def test_trials_do_not_see_each_other(launch, tmp_path):
     code = """
         import json, os
@@ -137,12 +196,12 @@ from recllm.tuning.space import Limits
     gone(int(pid.read_text()))
 
 
-def gone(pid: int) -> None:
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+def gone(pid: int, seconds: float = 60) -> None:
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, seconds)
 
 
-def until(condition) -> None:
-    end = time.monotonic() + 60
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
