@@ -131,12 +131,6 @@ def _point(entry: Mapping[str, Any]) -> Point:
     return point
 
 
-def save_samples(folder: Path, key: str, samples: Samples) -> None:
-    """Write a point's samples, whole or not at all, and bring them to disk."""
-    with _staged(folder, key, samples) as place:
-        place()
-
-
 @contextlib.contextmanager
 def _staged(folder: Path, key: str, samples: Samples) -> Iterator[Callable[[], None]]:
     """The samples on disk under another name; what puts them in their place. Gone at the end where nobody did."""

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from recllm.evaluation.samples import Samples
-from recllm.merging.ledger import append, save_samples, write_sweep
+from recllm.merging.ledger import finish_point, write_sweep
 from recllm.merging.parents import describe, source_fingerprint
+from recllm.merging.space import ENDS as PARENTS
 from recllm.merging.space import Point, Space
 
-ENDS = (Point.of("linear", strength=0.0), Point.of("linear", strength=1.0))
+ENDS = tuple(PARENTS.values())
 
 
 def write(
@@ -35,8 +36,8 @@ def write(
     for point in space.points:
         if point.key not in left:
             samples = ask(point)
-            save_samples(folder, point.key, samples)
-            append(folder, point, {**samples.summary(), "merge_seconds": 0.0, "evaluate_seconds": 0.0, "worker": "w"})
+            spent = {"merge_seconds": 0.0, "evaluate_seconds": 0.0, "worker": "w"}
+            finish_point(folder, point, samples, {**samples.summary(), **spent})
     return folder
 
 

@@ -29,7 +29,7 @@ from recllm.merging.ledger import (
     locked,
     read_ledger,
     read_sweep,
-    save_samples,
+    samples_file,
     write_sweep,
 )
 from recllm.merging.progress import SweepProgress
@@ -131,7 +131,9 @@ def test_a_damaged_record_of_a_sweep_is_told(tmp_path):
 def test_samples_of_a_point(tmp_path):
     write_sweep(tmp_path, {}, {"name": "toy", "fingerprint": "1"}, POINTS[:2])
     samples = Samples(np.full((3, 2), 0.25, np.float32), np.ones((3, 2), np.int32), np.ones((3, 2), bool))
-    save_samples(tmp_path, POINTS[0].key, samples)
+    place = samples_file(tmp_path, POINTS[0].key)
+    place.parent.mkdir()
+    samples.save(place)
     with pytest.raises(ValueError, match="is not finished"):
         read_sweep(tmp_path).samples(POINTS[0].key)
     append(tmp_path, POINTS[0], samples.summary())
