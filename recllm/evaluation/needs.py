@@ -6,6 +6,7 @@ Users (or the sessions that stand for them) are resampled as clusters, for visit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,20 @@ def answer_by_models(
     Raises:
         ValueError: other than one or two folders, or a model of another data set.
     """
+    return answers_by_width(bench, folders, rows, (categories,), label)[categories]
+
+
+def answers_by_width(
+    bench: NeedsBench, folders: Sequence[str], rows: np.ndarray, widths: Sequence[int], label: str = "needs"
+) -> dict[int, NeedsAnswers]:
+    """As `answer_by_models`, for several widths: how many of the best categories bring services.
+
+    Raises:
+        ValueError: as there.
+    """
     if len(folders) not in (1, 2):
         raise ValueError(f"{label}: one model answers, or two share it; got {len(folders)} folders")
-    models = [NeedsModel.load(folder, categories=categories) for folder in folders]
+    models = [NeedsModel.load(folder) for folder in folders]
     for model in models:
         model.vocabulary.check(bench.visits, bench.catalog)
     asking = [Asking(bench.visits, bench.places, ServiceNames(model.table)) for model in models]
@@ -71,11 +83,16 @@ def answer_by_models(
     if len(models) == 2:
         given = models[0].write_needs([asking[0].chat(row, "need") for row in rows.tolist()])
     chats = [asking[-1].chat(row, "service", told) for row, told in zip(rows.tolist(), given, strict=True)]
-    found = models[-1].answer(chats, label=label)
+    answers = {}
+    for width in widths:
+        told = label if len(widths) == 1 else f"{label}, {width} wide"
+        answers[width] = replace(models[-1], categories=width).answer(chats, label=told)
     if len(models) == 1:
-        return found
-    needs, types = zip(*given, strict=True)
-    return NeedsAnswers(list(needs), list(types), found.categories_EK, found.services_EK)
+        return answers
+    needs, types = (list(said) for said in zip(*given, strict=True))
+    return {
+        width: NeedsAnswers(needs, types, found.categories_EK, found.services_EK) for width, found in answers.items()
+    }
 
 
 def chosen_width(
@@ -86,11 +103,9 @@ def chosen_width(
     if len(widths) == 1:
         return widths[0]
     rows = bench.rows("validation", min(most or _WIDTH_ROWS, _WIDTH_ROWS))
-    found = {
-        width: values(bench, rows, answer_by_models(bench, folders, rows, width, f"{label}, {width} wide"))[_CHOICE]
-        for width in widths
-    }
-    return max(found, key=lambda width: float(found[width].mean()))
+    answers = answers_by_width(bench, folders, rows, widths, label)
+    found = {width: values(bench, rows, answer)[_CHOICE].mean() for width, answer in answers.items()}
+    return max(found, key=lambda width: float(found[width]))
 
 
 def evaluate_needs(
