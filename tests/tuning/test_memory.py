@@ -18,7 +18,7 @@ from recllm.tuning.rules import HERE, MOST_A_STUDY, Line, applying, settled
 from recllm.tuning.runner import OBJECTIVE, Outcome
 from recllm.tuning.space import Space
 from recllm.tuning.spaces import SPACES, surface_space
-from recllm.tuning.transfer import Expectation, Landscape, features, mended
+from recllm.tuning.transfer import Expectation, Landscape, apart, mended, places, positions
 from recllm.tuning.trial import History, Trial
 
 SPACE = surface_space("sasrec")
@@ -360,7 +360,23 @@ def test_a_landscape_goes_through_what_was_measured():
     told = Expectation((landscape,), (1.0,), (configs[0],), np.array([ratio_C[0] + 1.0]), 0.01)
     lifted = told.of(configs) - landscape.expect(configs)
     assert 0.7 < lifted[0] < 1.05 and np.argmax(lifted) == 0 and np.median(np.abs(lifted)) < 0.5 * lifted[0]
-    assert features(SPACE, configs).shape == (60, 15) and features(SPACE, configs).min() >= 0
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_places_and_distances(name):
+    space, rng = SPACES[name](), np.random.default_rng(0)
+    configs = [space.sample(rng) for _ in range(12)]
+    gaps = [apart(axis, configs, configs[:5]) for axis in space.axes]
+    wanted = [[space.distance(one, other) for other in configs[:5]] for one in configs]
+    np.testing.assert_allclose(np.mean(gaps, axis=0), wanted, atol=1e-12)
+    assert positions(space, configs).min() >= 0 and positions(space, configs).max() <= 1
+    for axis in space.axes:
+        found_CP = places(axis, configs)
+        assert found_CP.sum(1).tolist() == pytest.approx([float(axis.name in config) for config in configs])
+        for row, config in zip(found_CP, configs, strict=True):
+            if axis.name in config:
+                levels = np.arange(len(row)) / (len(row) - 1)
+                assert row @ levels == pytest.approx(axis.unit(config[axis.name]))
 
 
 EDITS = [
@@ -423,7 +439,7 @@ def test_a_bad_summary_is_named(change, words, tmp_path):
 def test_what_a_person_edits_counts(tmp_path):
     memory = Memory(tmp_path)
     memory.learn(summarise("beauty", study_of(BASIC), DATA))
-    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA)] == ["lr", "dropout", "num_blocks"]
+    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA) if rule.effect == "helps"] == ["lr", "dropout"]
     path, text = tmp_path / SUMMARIES / "beauty.md", (tmp_path / SUMMARIES / "beauty.md").read_text()
     path.write_text(text.replace("- best of 6", "- after a look: best of 6"))
     assert "after a look: best of 6" in memory.prior(SPACE, DATA).text
@@ -432,7 +448,7 @@ def test_what_a_person_edits_counts(tmp_path):
     assert json.loads(lines[place])["dimension"] == "lr"
     off = json.dumps(json.loads(lines[place]) | {"off": True, "note": "not here"})
     (tmp_path / RULES_FILE).write_text("\n".join([*lines[:place], off, *lines[place + 1 :]]) + "\n")
-    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA)] == ["dropout", "num_blocks"]
+    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA) if rule.effect == "helps"] == ["dropout"]
     # Learning more keeps a person's word.
     memory.learn(summarise("toy", study_of(BASIC), DATA))
     kept = next(line for line in memory.lines() if line.value == 1e-3 and line.dimension == "lr")
