@@ -124,9 +124,10 @@ class Memory:
     def prior(self, space: Space, data: Mapping[str, float]) -> Prior:
         """What to tell a proposer before it starts, and where to start.
 
-        The start is, among the ten best configurations of each study heard, made legal in `space`, the one whose
-        expected gain is the greatest: by each study's landscape, the mean over studies weighted by the likeness of
-        their data. A configuration that was measured well by luck, or is good on one study's data only, falls behind.
+        The start begins as the one, among the ten best configurations of each study heard, made legal in `space`, whose
+        expected score is the greatest: by each study's landscape, the mean over studies weighted by the likeness of
+        their data, so that one that was measured well by luck, or is good on its own data only, falls behind. Single
+        changes lead on from it as long as the studies together expect more of them.
         """
         heard = self.heard(space, data)
         told = tuple((study.summary.study, round(weight, 3)) for study, weight in heard)
@@ -135,7 +136,9 @@ class Memory:
             for study, weight in heard[:MOST_TOLD]
         )
         candidates, expectation = self._candidates(space, data), self.expectation(space, data, History(space))
-        start = candidates[int(np.argmax(expectation.of(candidates)))] if candidates and expectation else None
+        start = None
+        if candidates and expectation:
+            start = expectation.climb(space, candidates[int(np.argmax(expectation.of(candidates)))])
         return Prior(text, start, told)
 
     def heard(self, space: Space, data: Mapping[str, float]) -> list[tuple[Known, float]]:

@@ -24,6 +24,8 @@ DEPARTURE = 0.5
 # Departures of two configurations this far apart, by what mattered, have hardly anything in common but single effects.
 _REACH = 0.2
 _LEVELS = 9
+# A change that promises less than a hundredth is not made on promises alone.
+LEAST_STEP = 0.01
 _LEAST = 1e-3
 
 Configs = Sequence[Mapping[str, Any]]
@@ -110,6 +112,21 @@ class Expectation:
         noisy_CC = scale**2 * common_CC + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
         departed_C = self.ratio_C - self._mean([one.expect(self.configs) for one in self.landscapes])
         return expected_X + scale**2 * common_XC @ np.linalg.solve(noisy_CC, departed_C)
+
+    def climb(self, space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration that single changes of value sets lead to from one, each time the most promising.
+
+        It ends where none promises more than LEAST_STEP, or after as many changes as there are axes.
+        """
+        config = dict(config)
+        for _ in space.axes:
+            options = [config, *space.neighbours(config)]
+            expected_X = self.of(options)
+            best = int(np.argmax(expected_X))
+            if expected_X[best] <= expected_X[0] + LEAST_STEP:
+                break
+            config = options[best]
+        return config
 
     def _mean(self, found: Sequence[Any]) -> Any:
         return np.average(found, axis=0, weights=self.weights)

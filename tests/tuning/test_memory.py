@@ -318,12 +318,18 @@ def test_rules_pay_on_data_that_no_study_saw(tmp_path):
 
 def test_likely_data_is_heard_more(tmp_path):
     memory = Memory(tmp_path)
-    memory.learn(summarise("here", study_of([({}, 0.05), ({"lr": 1e-3}, 0.06)]), DATA))
-    memory.learn(summarise("there", study_of([({}, 0.05), ({"lr": 1e-3}, 0.04)]), OTHER_DATA))
-    memory.learn(summarise("far", study_of([({}, 0.05), ({"lr": 1e-3}, 0.04)]), {**DATA, "avg_len": 4000.0}))
+    places_ = [{}, {"ffn": "swiglu"}, {"pooling": "mean"}, {"num_blocks": 2}, {"dropout": 0.4}, {"batch_size": 64}]
+    for name, gain, data in (("here", 1.2, DATA), ("there", 0.8, OTHER_DATA), ("far", 0.8, {**DATA, "avg_len": 4e3})):
+        trials = [
+            (place | changes, 0.05 * factor)
+            for changes, factor in (({}, 1.0), ({"lr": 1e-3}, gain))
+            for place in places_
+        ]
+        memory.learn(summarise(name, study_of(trials), data))
     heard = {study.summary.study: weight for study, weight in memory.heard(SPACE, DATA)}
     assert set(heard) == {"here", "there"} and heard["here"] == pytest.approx((1 - DECAY) ** 2)
     here, there = memory.rules_for(SPACE, DATA), memory.rules_for(SPACE, OTHER_DATA)
+    # All else made no difference anywhere.
     assert [(rule.value, rule.effect) for rule in here] == [(1e-3, "helps")]
     assert [(rule.value, rule.effect) for rule in there] == [(1e-3, "hurts")]
     assert memory.heard(surface_space("hstu"), DATA) == []
