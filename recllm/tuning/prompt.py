@@ -7,12 +7,11 @@ are alike. A model is trained on the brief style: changing it means training ane
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from recllm.tuning.proposal import Proposal, Refusal
-from recllm.tuning.telling import change, figures, grouped, line, pruned, reference, shown, signed
+from recllm.tuning.telling import as_json, change, figures, grouped, line, pruned, reference, shown, signed
 from recllm.tuning.trial import History, Situation, Trial
 
 Style = Literal["full", "brief"]
@@ -35,7 +34,7 @@ def situation_messages(situation: Situation, style: Style) -> Messages:
 
 def proposal_text(proposal: Proposal) -> str:
     """The reply that makes this proposal, letter by letter as a model's constrained decoding writes it."""
-    return json.dumps(proposal.row(), ensure_ascii=False, separators=(",", ":"))
+    return "{" + ",".join(f'"{name}":{as_json(value)}' for name, value in proposal.row().items()) + "}"
 
 
 def repair_messages(messages: Messages, reply: str, refusal: Refusal) -> Messages:
