@@ -77,8 +77,7 @@ def ask_of(situation: Situation, model: LanguageModel, seed: int) -> Ask:
 
 def _schema(situation: Situation) -> dict[str, Any]:
     history = situation.history
-    closed = taken(history.space, history.present, [trial.config for trial in history.trials])
-    return proposal_schema(history.space, history.present, situation.masked, closed)
+    return proposal_schema(history.space, history.present, situation.masked, taken(history))
 
 
 def _with_room(situation: Situation) -> Situation:
