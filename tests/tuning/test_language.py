@@ -144,10 +144,10 @@ def test_what_is_no_transcript_is_named(chat, tmp_path):
     Recorder(model(chat), path).reply(asks(1))
     rows = path.read_text()
     Recorder(model(chat, max_tokens=9), path).reply(asks(1))
-    with pytest.raises(ValueError, match="replies of 2 models: .*max_tokens=9"):
+    with pytest.raises(ValueError, match=r"replies of 2 models: .*max_tokens=9"):
         Transcript(path)
     path.write_text(rows.replace('"kind": "tuning full"', '"kind": "why"'))
-    with pytest.raises(ValueError, match="no transcript of a tuning study.*'why'"):
+    with pytest.raises(ValueError, match=r"no transcript of a tuning study.*'why'"):
         Transcript(path)
     path.write_text(json.dumps({"key": "1"}) + "\n")
     with pytest.raises(ValueError, match="line 1 is no row"):

@@ -1,4 +1,4 @@
-"""A local model's replies: legal whatever its weights, its own whatever the batch, drawn from the right distribution."""
+"""A local model's replies: legal whatever its weights, the same in any batch, of the right distribution."""
 
 import json
 import runpy
