@@ -239,7 +239,7 @@ JSON = st.recursive(
 ONE = situation()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_json_in_any_field(data):
     reply = {"hypothesis": "a", "changed_dimension": "lr", "value": 0.001, "expected_effect": "b", "risk": "c"}
