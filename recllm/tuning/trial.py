@@ -93,6 +93,11 @@ class History:
         return next((trial for trial in reversed(self.trials) if trial.kept), None)
 
     @property
+    def present(self) -> Mapping[str, Any]:
+        """The configuration that a proposal changes: what the study stands on, the default before anything was kept."""
+        return self.best.config if self.best else self.space.default
+
+    @property
     def best_score(self) -> float:
         """The highest score of all trials, kept or not; minus infinity where none ended well."""
         return max((trial.outcome.score for trial in self.trials), default=-math.inf)

@@ -1,0 +1,77 @@
+"""What a language model is told before it proposes or reflects, in two styles.
+
+`full` is for general models: see `recllm.tuning.briefing`. `brief` is for a small model that was post-trained on it: no
+instructions and no legal values, about 350 short tokens at most. Scores are percent of the default's, so that data sets
+are alike. A model is trained on the brief style: changing it means training anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from recllm.tuning.proposal import Refusal
+from recllm.tuning.telling import change, figures, grouped, line, pruned, reference, shown, signed
+from recllm.tuning.trial import History, Situation, Trial
+
+Style = Literal["full", "brief"]
+Messages = tuple[Mapping[str, str], ...]
+
+BRIEF_TRIALS = 16
+_BRIEF_RULES, _BRIEF_RULE = 8, 60
+_BRIEF_PRUNED = 16
+_MOST_ECHO = 2000  # characters of a refused reply that are shown again
+
+
+def situation_messages(situation: Situation, style: Style) -> Messages:
+    """The chat that asks for a proposal."""
+    if style == "brief":
+        return ({"role": "user", "content": brief(situation)},)
+    from recllm.tuning.briefing import briefing
+
+    return briefing(situation)
+
+
+def repair_messages(messages: Messages, reply: str, refusal: Refusal) -> Messages:
+    """The chat that goes on after a refused reply, with the reason."""
+    said = {"role": "assistant", "content": line(reply, _MOST_ECHO) or "(nothing)"}
+    asked = f"refused ({refusal.reason}): {line(refusal.words, 400)}. Reply with one legal JSON object."
+    return (*messages, said, {"role": "user", "content": asked})
+
+
+def brief(situation: Situation) -> str:
+    """The brief style: data; score, noise and trials left; configuration; trials; pruned settings; rules; masked axes.
+
+    A part that is empty is left out.
+    """
+    history = situation.history
+    full = reference(history)
+    best = history.best
+    score = f"{100 * best.outcome.score / full:.1f}" if best else "none"
+    parts = [
+        " ".join([history.space.name, *(f"{name} {figures(value)}" for name, value in situation.data.items())]),
+        f"now {score} noise {100 * history.epsilon / full:.1f} left {situation.left}",
+        ", ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
+        *(trial_line(history, trial) for trial in history.trials[-BRIEF_TRIALS:]),
+    ]
+    if ruled_out := pruned(history)[-_BRIEF_PRUNED:]:
+        parts.append(f"pruned {grouped(ruled_out)}")
+    if situation.rules:
+        parts += ["rules", *(line(rule, _BRIEF_RULE) for rule in situation.rules[:_BRIEF_RULES])]
+    if situation.masked:
+        parts.append("masked " + ", ".join(sorted(situation.masked)))
+    return "\n".join(parts)
+
+
+def trial_line(history: History, trial: Trial) -> str:
+    """`lr 0.001>0.003 +4.1 kept`: what changed, percent of the default's score gained, what became of it.
+
+    A trial that changed no single axis is told by its source and its score; a failed one by how it failed.
+    """
+    step, full = change(history, trial), reference(history)
+    what = f"{step[0]} {shown(step[1])}>{shown(step[2])}" if step else trial.source
+    if not trial.outcome.ok:
+        return f"{what} {trial.outcome.status}"
+    delta = history.delta(trial) if step else None
+    number = f"{100 * trial.outcome.score / full:.1f}" if delta is None else signed(100 * delta / full)
+    return f"{what} {number}{' kept' if trial.kept else ''}"

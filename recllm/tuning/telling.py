@@ -1,0 +1,95 @@
+"""What a history says, in few words: the changes that were tried, and scores as percent of the default's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from recllm.tuning.space import Space
+from recllm.tuning.trial import History, Trial
+
+
+def shown(value: Any) -> str:
+    """A value as JSON writes it, so that a model says it as it read it; names without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def line(text: Any, most: int) -> str:
+    """A foreign text as one line of at most `most` characters, without what a terminal or a template would act on.
+
+    Chat templates mark turns with angle brackets and bars, so these go: no rule or reply can open a turn of its own.
+    """
+    plain = "".join(" " if not char.isprintable() else char for char in str(text)[: 4 * most])
+    plain = " ".join(plain.replace("<", "(").replace(">", ")").replace("|", "/").split())
+    return plain if len(plain) <= most else plain[: most - 3].rstrip() + "..."
+
+
+def reference(history: History) -> float:
+    """The score that counts as 100 percent: the default's, else the best one, else 1; always above 0."""
+    default = next((trial for trial in history.trials if trial.source == "default" and trial.outcome.ok), None)
+    for score in (default.outcome.score if default else 0.0, history.best_score):
+        if score > 0:
+            return score
+    return 1.0
+
+
+def parent(history: History, trial: Trial) -> Trial | None:
+    """The trial whose configuration this one changed."""
+    if trial.parent is None:
+        return None
+    return next((other for other in history.trials if other.number == trial.parent), None)
+
+
+def changed_axis(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """The one axis that both have and that differs; None where several do, or none. Axes that come or go follow it."""
+    differing = [name for name in before if name in after and before[name] != after[name]]
+    return differing[0] if len(differing) == 1 else None
+
+
+def change(history: History, trial: Trial) -> tuple[str, Any, Any] | None:
+    """Axis, value before and after, of a trial that changed one."""
+    if (origin := parent(history, trial)) is None:
+        return None
+    name = changed_axis(origin.config, trial.config)
+    return None if name is None else (name, origin.config[name], trial.config[name])
+
+
+def taken(space: Space, config: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Axis -> values that would make of `config` one of the configurations that were tried."""
+    found: dict[str, list[Any]] = {}
+    for other in tried:
+        name = changed_axis(config, other)
+        if name is not None and space.change(config, name, other[name]) == other:
+            found.setdefault(name, []).append(other[name])
+    return found
+
+
+def pruned(history: History) -> list[tuple[str, Any]]:
+    """(axis, value) that reflections ruled out and that could be chosen now, oldest first."""
+    now, found = history.present, []
+    for trial in history.trials:
+        for name, value in trial.reflection.prune if trial.reflection else ():
+            if name in now and value != now[name] and (name, value) not in found:
+                found.append((name, value))
+    return found
+
+
+def grouped(settings: Iterable[tuple[str, Any]]) -> str:
+    """Settings by axis: `lr 0.01 0.03, dropout 0.6`."""
+    by_name: dict[str, list[str]] = {}
+    for name, value in settings:
+        by_name.setdefault(name, [name]).append(shown(value))
+    return ", ".join(" ".join(words) for words in by_name.values())
+
+
+def signed(number: float) -> str:
+    """A change with one decimal and its sign; nothing is `+0.0`, from whichever side."""
+    return f"{round(number, 1) + 0.0:+.1f}"
+
+
+def figures(number: float) -> str:
+    """Two significant figures without an exponent: 1500, 7.4, 0.0031."""
+    return np.format_float_positional(number, precision=2, fractional=False, trim="-")
