@@ -89,7 +89,7 @@ class Agent:
         return Situation(
             history,
             self.data,
-            left=max(self.budget - len(history.trials), 0),
+            left=max(self.budget - len(history.trials) - len(history.running), 0),
             rules=tuple(rule.text for rule in rules),
             prior="" if self.prior is None else self.prior.text,
             masked=masked_axes(history) if self.coverage else frozenset(),
@@ -103,8 +103,10 @@ class Agent:
 
     def parent_of(self, history: History, proposed: Proposed) -> int | None:
         """Number of the trial that a choice changes, None where it changes none."""
-        best = history.best
-        return best.number if best is not None and proposed.source in _CHANGES else None
+        if proposed.source not in _CHANGES:
+            return None
+        # Where nothing ended well the default is changed, which is the first trial.
+        return history.best.number if history.best is not None else history.trials[0].number
 
     def judge(
         self, history: History, proposed: Proposed, outcome: Outcome, number: int, parent: int | None

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from recllm.tuning.proposer import Proposed, propose
 from recllm.tuning.runner import Outcome
 from recllm.tuning.trial import History, Situation, Trial
 
 if TYPE_CHECKING:
+    from recllm.tuning.baselines import Suggester
     from recllm.tuning.language import LanguageModel
     from recllm.tuning.surface import Surface
-
-
-class Suggester(Protocol):
-    """A sampler, rebuilt from the history alone; see `recllm.tuning.baselines`."""
-
-    def suggest(self, history: History) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -58,17 +53,20 @@ class ModelChooser:
 
 @dataclass(frozen=True)
 class SamplerChooser:
-    """Asks a sampler. Configurations that other workers run now count for it as ones that ended badly, so that it
-    does not suggest them again."""
+    """Asks a sampler, which has its own seed."""
 
     suggester: Suggester
-    name: str
+
+    @property
+    def name(self) -> str:
+        return self.suggester.name
 
     def choose(self, situations: Sequence[Situation], seeds: Sequence[int]) -> list[Proposed]:
-        return [
-            Proposed(None, dict(self.suggester.suggest(situation.history)), "sampler", (), ())
-            for situation in situations
-        ]
+        return [self._choice(situation.history) for situation in situations]
+
+    def _choice(self, history: History) -> Proposed:
+        number = len(history.trials) + len(history.running)
+        return Proposed(None, self.suggester.suggest(history, number), "sampler", (), ())
 
     def reflect(self, situations: Sequence[Situation], trials: Sequence[Trial], seeds: Sequence[int]) -> list[Trial]:
         return list(trials)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from recllm.tuning.measure import claimed
 from recllm.tuning.proposal import Proposal, Refusal
 from recllm.tuning.proposer import Proposed
+from recllm.tuning.runner import Outcome
 from recllm.tuning.space import Space
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.trial import Trial
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
 
 JOURNAL_FILE = "journal.log"
 CLAIMS_FOLDER = "claims"
-_PLANNED, _ENDED = "planned", "ended"
+_PLANNED, _RAN, _ENDED = "planned", "ran", "ended"
+_MOST_REPLY = 4000  # characters that are kept of each reply
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial that is to run. `proposed.source` is `noise` for a repeat of the default with another seed."""
+    """A trial that is to run: what was chosen, the seed to run it with, the number of the trial that it changes."""
 
     number: int
     seed: int
@@ -50,7 +52,7 @@ class Planned:
             "parent": self.parent,
             "proposal": said.proposal.row() if said.proposal else None,
             "refusals": [[refusal.reason, refusal.words] for refusal in said.refusals],
-            "replies": list(said.replies),
+            "replies": [reply[:_MOST_REPLY] for reply in said.replies],
         }
 
     @classmethod
@@ -94,7 +96,7 @@ class Journal:
         """Write down what will be run. Only one worker at a time may plan: see `alone`."""
         from optuna.trial import TrialState, create_trial
 
-        number = len(self._trials())
+        number = self.planned()
         planned = Planned(number, seed, proposed, parent)
         said = {name: _distribution(self.space, name) for name in proposed.config}
         self._study.add_trial(
@@ -107,15 +109,29 @@ class Journal:
         )
         return planned
 
+    def planned(self) -> int:
+        """How many trials were planned, whatever became of them."""
+        return len(self._trials())
+
+    def outcome_of(self, planned: Planned) -> Outcome | None:
+        """The outcome of a trial whose worker died before it was judged."""
+        row = self._trials()[planned.number].user_attrs.get(_RAN)
+        return None if row is None else Outcome(**row)
+
+    def ran(self, planned: Planned, outcome: Outcome) -> None:
+        """Write down a trial's outcome; nothing runs it again."""
+        self._handle(planned.number).set_user_attr(_RAN, outcome.row())
+
     def end(self, trial: Trial) -> None:
         """Write down what became of a planned trial. Only one worker at a time may: see `alone`."""
+        order = sum(_ENDED in found.user_attrs for found in self._trials())
+        self._handle(trial.number).set_user_attr(_ENDED, {"order": order, "trial": trial.row()})
+        self._tell(trial)
+
+    def _handle(self, number: int) -> Any:
         from optuna.trial import Trial as Handle
 
-        found = self._trials()
-        order = sum(_ENDED in other.user_attrs for other in found)
-        handle = Handle(self._study, found[trial.number]._trial_id)
-        handle.set_user_attr(_ENDED, {"order": order, "trial": trial.row()})
-        self._tell(trial)
+        return Handle(self._study, self._trials()[number]._trial_id)
 
     def mend(self) -> None:
         """Close the trials whose worker was killed between their record and their end."""
@@ -134,32 +150,21 @@ class Journal:
     def _trials(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False)
 
-    def claim(self, planned: Planned) -> Claim:
-        """The right to run a planned trial, as long as this process lives and has not let go."""
-        return Claim(self.folder / CLAIMS_FOLDER / f"{self.name}-{planned.number}")
+    def claim(self, planned: Planned) -> ExitStack | None:
+        """The right to run a planned trial until this is closed or the process ends; None where another has it."""
+        stack = ExitStack()
+        mine = stack.enter_context(claimed(self.folder / CLAIMS_FOLDER / f"{self.name}-{planned.number}"))
+        # Its worker may have ended it after `running` was asked and before the lock was let go.
+        if mine and any(other.number == planned.number for other in self.running()):
+            return stack
+        stack.close()
+        return None
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
         """Wait until no other worker does `what` to this study."""
         with claimed(self.folder / CLAIMS_FOLDER / what, wait=True):
             yield
-
-
-class Claim:
-    """A lock that ends with its process; `held` says whether this one got it."""
-
-    def __init__(self, path: Path) -> None:
-        self._stack = ExitStack()
-        self.held = self._stack.enter_context(claimed(path))
-
-    def release(self) -> None:
-        self._stack.close()
-
-
-def history_of(journal: Journal, epsilon: float) -> History:
-    """What the study knows now."""
-    running = frozenset(journal.space.key(planned.proposed.config) for planned in journal.running())
-    return History(journal.space, tuple(journal.ended()), epsilon, running)
 
 
 class _WholeLines:
