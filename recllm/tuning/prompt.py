@@ -8,7 +8,7 @@ are alike. A model is trained on the brief style: changing it means training ane
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from recllm.tuning.proposal import Refusal
 from recllm.tuning.telling import change, figures, grouped, line, pruned, reference, shown, signed
@@ -17,9 +17,9 @@ from recllm.tuning.trial import History, Situation, Trial
 Style = Literal["full", "brief"]
 Messages = tuple[Mapping[str, str], ...]
 
-BRIEF_TRIALS = 16
-_BRIEF_RULES, _BRIEF_RULE = 8, 60
-_BRIEF_PRUNED = 16
+BRIEF_TRIALS = 10
+_BRIEF_RULES, _BRIEF_RULE = 8, 48
+_BRIEF_PRUNED = 10
 _MOST_ECHO = 2000  # characters of a refused reply that are shown again
 
 
@@ -42,36 +42,43 @@ def repair_messages(messages: Messages, reply: str, refusal: Refusal) -> Message
 def brief(situation: Situation) -> str:
     """The brief style: data; score, noise and trials left; configuration; trials; pruned settings; rules; masked axes.
 
-    A part that is empty is left out.
+    A part that is empty is left out. A setting that a trial's own line calls pruned is not told again.
     """
     history = situation.history
-    full = reference(history)
-    best = history.best
+    full, best, trials = reference(history), history.best, history.trials[-BRIEF_TRIALS:]
     score = f"{100 * best.outcome.score / full:.1f}" if best else "none"
     parts = [
         " ".join([history.space.name, *(f"{name} {figures(value)}" for name, value in situation.data.items())]),
         f"now {score} noise {100 * history.epsilon / full:.1f} left {situation.left}",
-        ", ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
-        *(trial_line(history, trial) for trial in history.trials[-BRIEF_TRIALS:]),
+        " ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
+        *(trial_line(history, trial) for trial in trials),
     ]
-    if ruled_out := pruned(history)[-_BRIEF_PRUNED:]:
+    told = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change(history, trial))}
+    if ruled_out := [setting for setting in pruned(history) if setting not in told][-_BRIEF_PRUNED:]:
         parts.append(f"pruned {grouped(ruled_out)}")
     if situation.rules:
         parts += ["rules", *(line(rule, _BRIEF_RULE) for rule in situation.rules[:_BRIEF_RULES])]
     if situation.masked:
-        parts.append("masked " + ", ".join(sorted(situation.masked)))
+        parts.append("masked " + " ".join(sorted(situation.masked)))
     return "\n".join(parts)
 
 
 def trial_line(history: History, trial: Trial) -> str:
     """`lr 0.001>0.003 +4.1 kept`: what changed, percent of the default's score gained, what became of it.
 
-    A trial that changed no single axis is told by its source and its score; a failed one by how it failed.
+    `kept` where the study stood on it, `pruned` where its reflection ruled the setting out. A trial that changed no
+    single axis is told by its source and its score; a failed one by how it failed.
     """
     step, full = change(history, trial), reference(history)
     what = f"{step[0]} {shown(step[1])}>{shown(step[2])}" if step else trial.source
-    if not trial.outcome.ok:
-        return f"{what} {trial.outcome.status}"
     delta = history.delta(trial) if step else None
-    number = f"{100 * trial.outcome.score / full:.1f}" if delta is None else signed(100 * delta / full)
-    return f"{what} {number}{' kept' if trial.kept else ''}"
+    if not trial.outcome.ok:
+        number = trial.outcome.status
+    else:
+        number = f"{100 * trial.outcome.score / full:.1f}" if delta is None else signed(100 * delta / full)
+    became = "kept" if trial.kept else "pruned" if _self_pruned(trial, step) else ""
+    return " ".join(filter(None, [what, number, became]))
+
+
+def _self_pruned(trial: Trial, step: tuple[str, Any, Any] | None) -> bool:
+    return bool(step and trial.reflection and (step[0], step[2]) in trial.reflection.prune)

@@ -86,8 +86,9 @@ def grouped(settings: Iterable[tuple[str, Any]]) -> str:
 
 
 def signed(number: float) -> str:
-    """A change with one decimal and its sign; nothing is `+0.0`, from whichever side."""
-    return f"{round(number, 1) + 0.0:+.1f}"
+    """A change with its sign, to one decimal below 10; nothing is `+0.0`, from whichever side."""
+    digits = 0 if abs(number) >= 10 else 1
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
 def figures(number: float) -> str:
