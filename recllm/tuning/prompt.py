@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from recllm.tuning.proposal import Refusal
-from recllm.tuning.telling import change, figures, grouped, line, pruned, reference, shown, signed
+from recllm.tuning.proposal import Proposal, Refusal
+from recllm.tuning.telling import as_json, change, figures, grouped, line, pruned, reference, shown, signed
 from recllm.tuning.trial import History, Situation, Trial
 
 Style = Literal["full", "brief"]
@@ -30,6 +30,11 @@ def situation_messages(situation: Situation, style: Style) -> Messages:
     from recllm.tuning.briefing import briefing
 
     return briefing(situation)
+
+
+def proposal_text(proposal: Proposal) -> str:
+    """The reply that makes this proposal, letter by letter as a model's constrained decoding writes it."""
+    return "{" + ",".join(f'"{name}":{as_json(value)}' for name, value in proposal.row().items()) + "}"
 
 
 def repair_messages(messages: Messages, reply: str, refusal: Refusal) -> Messages:

@@ -12,9 +12,16 @@ from recllm.tuning.space import Space
 from recllm.tuning.trial import History, Trial
 
 
+def as_json(value: Any) -> str:
+    """A value as constrained decoding writes it: numbers without exponent or needless zeros, 0.00001 and 0."""
+    if isinstance(value, float):
+        return np.format_float_positional(value, trim="-")
+    return json.dumps(value, ensure_ascii=False)
+
+
 def shown(value: Any) -> str:
-    """A value as JSON writes it, so that a model says it as it read it; names without quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value as a reply has to write it, names without their quotes."""
+    return value if isinstance(value, str) else as_json(value)
 
 
 def line(text: Any, most: int) -> str:
