@@ -78,7 +78,7 @@ def _model(spec: str) -> Any:
 
 
 def rows_of(contest: Contest, entry: str, studies: Studies, work: Path | None, told: Mapping[str, Any]) -> dict:
-    """Surface -> rows of its studies; those that `work` has of the same surfaces, seeds and budget are not run again."""
+    """Surface -> rows of its studies; what `work` has of the same surfaces, seeds and budget is not run again."""
     found = {}
     for name, surface in contest.surfaces.items():
         path = work / f"{entry}-{name}.json" if work else None
