@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recllm.tuning.cognition import Summary, default_score, means
+from recllm.tuning.cognition import Summary, default_score, log_ratio, means
 from recllm.tuning.descriptors import likeness
 from recllm.tuning.measure import claimed
 from recllm.tuning.memory_files import (
@@ -33,7 +33,7 @@ from recllm.tuning.memory_files import (
 )
 from recllm.tuning.rules import Line, Rule, applying
 from recllm.tuning.space import Space
-from recllm.tuning.transfer import Expectation, Landscape, log_ratio, mended
+from recllm.tuning.transfer import Expectation, Landscape, mended
 from recllm.tuning.trial import History
 
 _LOCK_FILE = ".lock"
@@ -45,7 +45,7 @@ DECAY = 0.05
 # Of a study's best configurations, so many may become a start; a study's landscape rests on so many trials at most.
 CANDIDATES = 10
 STARTS = 3
-MOST_TRIALS = 400
+MOST_TRIALS = 200
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recllm.tuning.axes import Axis
-from recllm.tuning.cognition import Evidence, default_score, evidence_of, means
+from recllm.tuning.cognition import Evidence, evidence_of
 from recllm.tuning.reflection import change_of, measured_verdict
 from recllm.tuning.trial import History
 
@@ -168,8 +168,7 @@ def _words(
     for line in lines:
         if line.space == history.space.name and not line.off:
             yield from ((study, weights[study], one) for study, one in line.evidence.items() if study in weights)
-    if base := default_score(history):
-        yield from ((HERE, 1.0, one) for one in evidence_of(history, list(means(history).values()), base))
+    yield from ((HERE, 1.0, one) for one in evidence_of(history))
 
 
 def _legal(axis: Axis, *values: Any) -> bool:

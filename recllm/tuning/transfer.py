@@ -18,14 +18,10 @@ import numpy as np
 from recllm.tuning.axes import Axis
 from recllm.tuning.space import Space
 
-LEAST_RATIO = 0.2  # how much worse than a fifth of the default a trial is does not matter
 # How far a new data set departs from earlier ones, as a share of how far their configurations are apart.
 DEPARTURE = 0.5
-
-
-def log_ratio(score: float | None, default_score: float) -> float:
-    """Logarithm of a score over the default's, at least that of LEAST_RATIO, which a failed trial has."""
-    return math.log(max((score or 0.0) / default_score, LEAST_RATIO))
+# Steps of fitting lengths, which find what matters; more steps cost more and foretell no better.
+_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class Landscape:
     @classmethod
     def fit(cls, space: Space, configs: Sequence[Mapping[str, Any]], ratio_C: np.ndarray, noise: float) -> Landscape:
         """Fit to checked configurations and their log ratios; `noise` is their standard deviation between seeds."""
+        from scipy.optimize import minimize
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -51,7 +48,12 @@ class Landscape:
         lengths = np.full(point_CF.shape[1], 2.0)
         least = max((noise / spread) ** 2, 1e-4)
         kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF(lengths, (0.3, 30.0)) + WhiteKernel(least, (least / 2, 1.0))
-        process = GaussianProcessRegressor(kernel, normalize_y=True)
+
+        def climb(loss: Any, start: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
+            found = minimize(loss, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _STEPS})
+            return found.x, found.fun
+
+        process = GaussianProcessRegressor(kernel, optimizer=climb, normalize_y=True)
         with warnings.catch_warnings():
             # An axis that does not matter has a length at its bound, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
