@@ -33,8 +33,8 @@ class Arguments:
     proposer: str = field(
         default="climb",
         metadata={
-            "help": "endpoint:MODEL, local:FOLDER, smollm2, transcript:FILE or opro: before one of them; or random, "
-            "grid, sweep, climb, tpe, cmaes."
+            "help": "endpoint:MODEL, local:FOLDER, tuner:FOLDER (post-trained to propose), smollm2, transcript:FILE, or "
+            "opro: before one of them; or random, grid, sweep, climb, tpe, cmaes."
         },
     )
     record: str | None = field(default=None, metadata={"help": "Write a language model's replies down in this file."})

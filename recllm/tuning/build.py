@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from recllm.tuning.agent import Chooser
 from recllm.tuning.baselines import METHODS, suggester
 from recllm.tuning.choosers import ModelChooser, SamplerChooser
+from recllm.tuning.language import Recorder, load_language_model
 from recllm.tuning.opro import Opro
-
-if TYPE_CHECKING:
-    from recllm.tuning.language import LanguageModel
 
 
 def load_chooser(spec: str, seed: int = 0, record: str | None = None) -> Chooser:
-    """A sampler of `recllm.tuning.baselines`, a language model as in `load_model`, or `opro:` before one of those.
+    """A sampler of `recllm.tuning.baselines`, a model as `load_language_model` names it, or `opro:` before one of those.
 
-    record: file that a language model's replies are written to.
+    record: file that a language model's replies are kept in and answered from.
 
     Raises:
         ValueError: an unknown word, or a sampler that is to be recorded.
@@ -26,13 +22,9 @@ def load_chooser(spec: str, seed: int = 0, record: str | None = None) -> Chooser
             raise ValueError(f"{spec} says nothing that could be recorded; leave out record")
         return SamplerChooser(suggester(spec, seed))
     kind, _, rest = spec.partition(":")
-    model = load_model(rest if kind == "opro" else spec)
-    if record:
-        from recllm.tuning.language import Recorder
-
-        model = Recorder(model, record)
+    try:
+        model = load_language_model(rest if kind == "opro" else spec)
+    except ValueError as error:
+        raise ValueError(f"proposer {spec!r}: {error}; or one of {', '.join(METHODS)}") from error
+    model = Recorder(model, record) if record else model
     return Opro(model) if kind == "opro" else ModelChooser(model)
-
-
-def load_model(spec: str) -> LanguageModel:
-    raise ValueError(spec)
