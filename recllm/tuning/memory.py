@@ -40,6 +40,8 @@ _LOCK_FILE = ".lock"
 # A study on data less alike than this is not heard; of those that are, the most alike so many.
 LEAST_LIKENESS = 0.02
 MOST_STUDIES = 8
+# Of them, so many are told of in words.
+MOST_TOLD = 3
 # What a study's word loses by each later one of the same space.
 DECAY = 0.05
 # Of a study's best configurations, so many may become a start; a study's landscape rests on so many trials at most.
@@ -129,7 +131,8 @@ class Memory:
         heard = self.heard(space, data)
         told = tuple((study.summary.study, round(weight, 3)) for study, weight in heard)
         text = "\n".join(
-            f"{study.summary.study} (alike {weight:.2f}): {'; '.join(study.sentences)}" for study, weight in heard
+            f"{study.summary.study} (alike {weight:.2f}): {'; '.join(study.sentences)}"
+            for study, weight in heard[:MOST_TOLD]
         )
         starts = self._starts(space, data, heard)
         return Prior(text, starts[0] if starts else None, told, tuple(starts))
@@ -162,7 +165,7 @@ class Memory:
     def _landscape(self, space: Space, study: Known) -> Landscape:
         summary = study.summary
         axes = tuple((axis.name, axis.values, axis.low, axis.high) for axis in space.axes)
-        key = (axes, summary.study, repr(summary.trials))
+        key = (axes, summary.study)
         if key not in self._landscapes:
             trials = sorted(summary.trials, key=lambda row: -(row[1] or 0.0))
             # The best half of what is allowed, and the rest evenly from what is left.
@@ -201,6 +204,7 @@ class Memory:
         files = [self.folder / RULES_FILE, *sorted((self.folder / SUMMARIES).glob("*"))]
         stats = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
         if self._read is None or self._read[0] != stats:
+            self._landscapes.clear()
             self._read = (stats, read_lines(self.folder / RULES_FILE), read_known(self.folder / SUMMARIES))
         return self._read
 
