@@ -33,14 +33,14 @@ class Arguments:
     proposer: str = field(
         default="climb",
         metadata={
-            "help": "endpoint:MODEL, local:FOLDER, tuner:FOLDER (post-trained to propose), smollm2, transcript:FILE, or "
+            "help": "endpoint:MODEL, local:FOLDER, tuner:FOLDER (trained to propose), smollm2, transcript:FILE, or "
             "opro: before one of them; or random, grid, sweep, climb, tpe, cmaes."
         },
     )
     record: str | None = field(default=None, metadata={"help": "Write a language model's replies down in this file."})
     trials: int = field(default=30, metadata={"help": "Trials in all, the default's included; may grow later."})
     noise_seeds: int = field(default=2, metadata={"help": "Further seeds of the default, for the noise of a score."})
-    memory: str | None = field(default=None, metadata={"help": "Folder of the long-term memory; None: none is read or kept."})
+    memory: str | None = field(default=None, metadata={"help": "Folder of the long-term memory; None: none."})
     reflect: bool = field(default=True, metadata={"help": "Look back on each trial."})
     coverage: bool = field(default=True, metadata={"help": "Close axes that were tried often of late."})
     read_test: bool = field(default=False, metadata={"help": "Read the test at the end, once; the study is over then."})

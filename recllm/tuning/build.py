@@ -10,7 +10,7 @@ from recllm.tuning.opro import Opro
 
 
 def load_chooser(spec: str, seed: int = 0, record: str | None = None) -> Chooser:
-    """A sampler of `recllm.tuning.baselines`, a model as `load_language_model` names it, or `opro:` before one of those.
+    """A sampler of `recllm.tuning.baselines`, a model as `load_language_model` names it, or `opro:` before a model.
 
     record: file that a language model's replies are kept in and answered from.
 

@@ -80,7 +80,9 @@ def write_reflections(folder: Path, history: History) -> None:
     rows = []
     for trial in history.trials:
         row = trial.row()
-        kept = {name: row[name] for name in ("number", "source", "parent", "proposal", "refusals", "reflection", "kept")}
+        kept = {
+            name: row[name] for name in ("number", "source", "parent", "proposal", "refusals", "reflection", "kept")
+        }
         rows.append(kept | {"status": trial.outcome.status, "score": trial.outcome.metrics.get(OBJECTIVE)})
     write_whole(folder / REFLECTIONS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
