@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 from optuna.storages.journal import JournalFileBackend
@@ -73,7 +74,7 @@ def dies_at(append, torn):
             os.kill(os.getpid(), signal.SIGKILL)
         self._lock.acquire()
         text = "\n".join(json.dumps(log) for log in logs).encode()
-        with open(self._file_path, "ab") as stream:
+        with Path(self._file_path).open("ab") as stream:
             stream.write(text[: len(text) // 2])
             stream.flush()
             os.kill(os.getpid(), signal.SIGKILL)
