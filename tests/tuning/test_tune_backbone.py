@@ -41,7 +41,7 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def start(forked):
+def start(dataset, forked):
     """Starts the recipe in this process."""
 
     def started(folder, *more):
