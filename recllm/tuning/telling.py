@@ -80,7 +80,7 @@ def grouped(settings: Iterable[tuple[str, Any]]) -> str:
 
 def signed(number: float) -> str:
     """A change with its sign, to one decimal below 10; nothing is `+0.0`, from whichever side."""
-    digits = 0 if abs(number) >= 10 else 1
+    digits = 0 if abs(round(number, 1)) >= 10 else 1
     return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
