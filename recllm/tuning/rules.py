@@ -19,6 +19,8 @@ from recllm.tuning.trial import History
 MOST_A_STUDY = 4
 # What a change to the same value from another one, on the same side of it, says of this one.
 FROM_ELSEWHERE = 0.3
+# What is expected of a change here, by all configurations measured, counts as so many pairs that saw it.
+EXPECTED = 4
 SUSPENDED_AFTER = 2
 PROMOTED_FROM = 2
 HERE = "this study"
@@ -96,8 +98,12 @@ class Gathered:
         self.leaning[study] += one.supporting - one.against
 
     def rule(self, dimension: str, value: Any, gain: float | None) -> Rule:
-        """The rule, with a gain that was told by other means than the mean of the pairs, or without one."""
-        gain = self.gain / self.weight if gain is None else gain
+        """The rule; `gain` is what the change is expected to do here by all that was measured, None where unknown.
+
+        The pairs saw this very change, though not here: they count by their weight, the expectation as EXPECTED pairs.
+        """
+        known = 0.0 if gain is None else EXPECTED
+        gain = (self.gain + known * (gain or 0.0)) / (self.weight + known)
         confidence = (self.rose + 1) / (self.rose + self.fell + 2)
         # Counts and size must agree: a change that often pays a little and sometimes costs much is not a rule.
         effect = "neutral"
