@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 REMEMBERED = "memory"
 DEFAULT_FOLDER = "default"
 _TEST = OBJECTIVE.replace("validation/", "test/")
+_TOLD = tuple(f"test/{name}{part}" for name in ("ndcg@10", "recall@10") for part in ("", "_std"))
 # A budget may grow, and what the study was made with may change, without its being another.
 _NOT_NAME = ("budget", "made_with")
 
@@ -90,8 +92,8 @@ def conclude(study: Study, history: History, memory: str | Path | None = None) -
 def read_tests(study: Study, runner: TrialRunner, history: History, seeds: Sequence[int]) -> dict[str, Any]:
     """Read the test for the best configuration and for the default, each once; both were fixed before either is read.
 
-    test_read.json is the best one's, default/test_read.json the default's. Returns the means of NDCG@10 and Recall@10
-    over the seeds, and the gain of NDCG@10. What was read before is not read again.
+    test_read.json is the best one's, default/test_read.json the default's. Returns the means and deviations of NDCG@10
+    and Recall@10 over the seeds, and the gain of NDCG@10. What was read before is not read again.
 
     Raises:
         ValueError: no trial ended well; another reading was begun: as `recllm.tuning.finalize.finalize`.
@@ -104,8 +106,9 @@ def read_tests(study: Study, runner: TrialRunner, history: History, seeds: Seque
     }
     metrics: dict[str, Any] = {"test_seeds": len(seeds)}
     for who, record in read.items():
-        kept = {name: value for name, value in record["summary"].items() if name.startswith("test/") and "@10" in name}
-        metrics |= {f"{who}/{name}": value for name, value in kept.items()}
+        found = record["summary"]
+        names = [name for name in _TOLD if math.isfinite(found.get(name, math.nan))]  # one seed has no deviation
+        metrics |= {f"{who}/{name}": found[name] for name in names}
     best, default = metrics.get(f"best/{_TEST}"), metrics.get(f"default/{_TEST}")
     return metrics | {"test_gain": best / default - 1 if best is not None and default else None}
 

@@ -1,7 +1,8 @@
 """The agent's logic, and the lockstep of many studies: the same as one study at a time, with every switch."""
 
-import json
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from recllm.tuning.study import Study
 from recllm.tuning.surface import Surface, surface_row, write_surface
 from recllm.tuning.trial import History
 
+sys.path.insert(0, str(Path(__file__).parent))
+from drawing import Chooses
+
 SPACE = surface_space("sasrec")
 DATA = {"users": 1300.0, "items": 500.0, "avg_len": 6.0, "p90_len": 11.0, "density": 0.01, "gini": 0.5}
 
@@ -28,29 +32,6 @@ def evaluate(config, seed):
     if config["num_blocks"] == 3:
         return Outcome("too_large", SPACE.key(config), dict(config), seed, words="too many")
     return Outcome("ok", SPACE.key(config), dict(config), seed, {OBJECTIVE: float(score)}, 1000 * config["hidden_dim"])
-
-
-@dataclass
-class Chooses:
-    """A model that draws a legal branch of the schema by its seed, and counts its batches; every fifth reply is bad."""
-
-    name: str = "draws"
-    style: str = "brief"
-    batches: tuple[int, ...] = ()
-
-    def reply(self, asks):
-        self.batches += (len(asks),)
-        return [self._one(ask) for ask in asks]
-
-    def _one(self, ask):
-        rng = np.random.default_rng([ask.seed, len(ask.messages)])
-        if rng.random() < 0.2:
-            return "I would rather not"
-        branch = ask.schema["anyOf"][int(rng.integers(len(ask.schema["anyOf"])))]["properties"]
-        values = branch["value"]["enum"]
-        said = {"changed_dimension": branch["changed_dimension"]["const"], "value": values[rng.integers(len(values))]}
-        texts = dict.fromkeys(("hypothesis", "expected_effect", "risk"), "as said")
-        return json.dumps({name: (texts | said)[name] for name in branch})
 
 
 def agent(seed=0, budget=12, **switches):

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from recllm.training.arguments import parse
 from recllm.tuning.export import COLUMNS
+from recllm.tuning.launch import Forked
 from recllm.tuning.memory import Memory
 from recllm.tuning.runner import OBJECTIVE
 
@@ -25,9 +27,30 @@ def words(dataset, folder, *more):
     return ["--config", str(SMOKE), f"--dataset={dataset}", f"--output_dir={folder}", *more]
 
 
-def start(dataset, folder, *more):
-    scope = runpy.run_path(str(RECIPE))
-    scope["main"](*parse(scope["Arguments"], argv=words(dataset, folder, *more)))
+@dataclass(frozen=True)
+class Kept:
+    """The session's launcher, which a study leaves open."""
+
+    launcher: Forked
+
+    def run(self, *asked):
+        return self.launcher.run(*asked)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def start(dataset, forked):
+    """Starts the recipe in this process."""
+
+    def started(folder, *more):
+        scope = runpy.run_path(str(RECIPE))
+        scope["main"](*parse(scope["Arguments"], argv=words(dataset, folder, *more)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recllm.tuning.launch.Forked", lambda: Kept(forked))
+        yield started
 
 
 def trials(folder):
@@ -39,14 +62,14 @@ def trials(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):
+def whole(start, tmp_path_factory):
     """A study that nothing disturbed, with memory."""
     folder = tmp_path_factory.mktemp("whole")
-    start(dataset, folder / "study", f"--memory={folder / 'memory'}")
+    start(folder / "study", f"--memory={folder / 'memory'}")
     return folder
 
 
-def test_a_study_leaves_what_its_recipe_says(whole, dataset, capsys):
+def test_a_study_leaves_what_its_recipe_says(whole, start, capsys):
     folder = whole / "study"
     metrics = json.loads((folder / "metrics.json").read_text())
     rows = trials(folder)
@@ -71,12 +94,12 @@ def test_a_study_leaves_what_its_recipe_says(whole, dataset, capsys):
     assert Memory(folder / "memory").studies() == ()  # as it was at the start
 
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    start(dataset, whole / "study", f"--memory={whole / 'memory'}")
+    start(whole / "study", f"--memory={whole / 'memory'}")
     assert "complete, nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_the_recipe_is_killed_with_a_trial_at_work_and_ends_as_if_it_never_was(whole, dataset, tmp_path):
+def test_the_recipe_is_killed_with_a_trial_at_work_and_ends_as_if_it_never_was(whole, start, dataset, tmp_path):
     line = [sys.executable, str(RECIPE), *words(dataset, tmp_path / "study", f"--memory={tmp_path / 'memory'}")]
     worker = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     while worker.poll() is None and not list((tmp_path / "study" / "claims").glob("noise-0")):
@@ -86,7 +109,7 @@ def test_the_recipe_is_killed_with_a_trial_at_work_and_ends_as_if_it_never_was(w
     assert worker.wait() == -signal.SIGKILL
     before = (tmp_path / "study" / "journal.log").read_bytes()
 
-    start(dataset, tmp_path / "study", f"--memory={tmp_path / 'memory'}")
+    start(tmp_path / "study", f"--memory={tmp_path / 'memory'}")
     assert (tmp_path / "study" / "journal.log").read_bytes().startswith(before)
     assert trials(tmp_path / "study") == trials(whole / "study")
     told = [json.loads((folder / "study" / "metrics.json").read_text()) for folder in (tmp_path, whole)]
@@ -95,8 +118,8 @@ def test_the_recipe_is_killed_with_a_trial_at_work_and_ends_as_if_it_never_was(w
     assert digests[0] == digests[1]
 
 
-def test_a_later_study_begins_where_memory_says(whole, dataset, tmp_path):
-    start(dataset, tmp_path / "next", f"--memory={whole / 'memory'}", "--seed=1", "--read_test=False")
+def test_a_later_study_begins_where_memory_says(whole, start, tmp_path):
+    start(tmp_path / "next", f"--memory={whole / 'memory'}", "--seed=1", "--read_test=False")
     rows = trials(tmp_path / "next")
     known = json.loads((whole / "study" / "metrics.json").read_text())
     if known["best/number"]:
@@ -106,6 +129,6 @@ def test_a_later_study_begins_where_memory_says(whole, dataset, tmp_path):
     assert len(Memory(whole / "memory").studies()) == 2
 
 
-def test_a_wrong_word_for_a_proposer_is_an_error_that_lists_the_right_ones(dataset, tmp_path):
+def test_a_wrong_word_for_a_proposer_is_an_error_that_lists_the_right_ones(start, tmp_path):
     with pytest.raises(ValueError, match="tpe"):
-        start(dataset, tmp_path, "--proposer=tpee")
+        start(tmp_path, "--proposer=tpee")
