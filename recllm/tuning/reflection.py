@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from recllm.tuning.families import story
+from recllm.tuning.space import Space
+
+if TYPE_CHECKING:  # a trial holds a reflection
+    from recllm.tuning.trial import History, Trial
+
+_GROWN = ("timeout", "out_of_memory", "too_large")
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 
 
@@ -57,3 +65,77 @@ class Reflection:
         """The reflection of a record."""
         rule = LearnedRule(**row["rule"]) if row["rule"] else None
         return cls(**{**row, "rule": rule, "prune": tuple((name, value) for name, value in row["prune"])})
+
+
+def change_of(history: History, trial: Trial) -> tuple[str, Any, Any] | None:
+    """(axis, value before, value after) of a trial that changed one axis of its parent; None for any other.
+
+    An axis that comes to matter, or ceases to, by the change is part of it and not counted.
+    """
+    parent = next((other for other in history.trials if other.number == trial.parent), None)
+    if parent is None or not trial.outcome.key:  # without a key the space refused it
+        return None
+    return single_change(history.space, parent.config, trial.config)
+
+
+def single_change(space: Space, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """(axis, value before, value after) where one change of an axis leads from one configuration to another."""
+    # Conditions look back only, so the first axis that differs is the one that brought the others along.
+    name = next((axis.name for axis in space.axes if before.get(axis.name) != after.get(axis.name)), None)
+    if name is None or name not in before or name not in after:
+        return None
+    changed = space.change(before, name, after[name])
+    return (name, before[name], after[name]) if changed == dict(after) else None
+
+
+def measured_verdict(history: History, trial: Trial) -> Verdict:
+    """By the noise threshold: better by more than epsilon, worse by more, or neither; a failed trial is refuted."""
+    if not trial.outcome.ok:
+        return "refuted"
+    delta = history.delta(trial)
+    if delta is None or abs(delta) <= history.epsilon:
+        return "inconclusive"
+    return "confirmed" if delta > 0 else "refuted"
+
+
+def measured_reflection(history: History, trial: Trial) -> Reflection:
+    """The reflection that follows from the numbers alone, without a model.
+
+    `history` holds the trial's parent; whether it holds the trial makes no difference.
+    """
+    verdict, delta, change = measured_verdict(history, trial), history.delta(trial), change_of(history, trial)
+    failure = None if trial.outcome.ok else trial.outcome.status
+    if change is None:
+        told = f"failed: {failure}" if failure else "no single change: nothing to attribute"
+        return Reflection(verdict, delta, told, "unknown", failure, None, "change one axis of the best", ())
+    name, before, after = change
+    attribution, bottleneck, following = story(history.space.by_name[name], before, after, verdict, failure)
+    return Reflection(
+        *(verdict, delta, attribution, bottleneck, failure),
+        measured_rule(history, trial, verdict, change),
+        following,
+        pruned(history.space, change, trial) if verdict == "refuted" else (),
+    )
+
+
+def measured_rule(history: History, trial: Trial, verdict: Verdict, change: tuple[str, Any, Any]) -> LearnedRule:
+    """What may hold elsewhere; its confidence is the chance that the change is more than noise.
+
+    The difference of two trials has the standard deviation of `sqrt(2)` times one trial's, for which epsilon stands.
+    """
+    name, before, after = change
+    delta = history.delta(trial)
+    effect = {"confirmed": "helps", "refuted": "hurts", "inconclusive": "neutral"}[verdict]
+    sure = 0.9 if delta is None else (1 + math.erf(abs(delta) / (2 * history.epsilon))) / 2
+    sure = 1.5 - sure if verdict == "inconclusive" else sure  # that it makes no difference: surest where none is seen
+    when = f"{history.space.name} from {name} {json.dumps(before)}"
+    return LearnedRule(when, name, after, effect, round(min(max(sure, 0.0), 1.0), 2))
+
+
+def pruned(space: Space, change: tuple[str, Any, Any], trial: Trial) -> tuple[tuple[str, Any], ...]:
+    """The settings that a refuted change closes: its own, and those beyond it where a trial grew too large or slow."""
+    name, before, after = change
+    axis, further = space.by_name[name], ()
+    if trial.outcome.status in _GROWN and axis.cost != "none" and axis.values and axis.unit(after) > axis.unit(before):
+        further = tuple((name, value) for value in axis.values if axis.unit(value) > axis.unit(after))
+    return ((name, after), *further)
