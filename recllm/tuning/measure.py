@@ -23,6 +23,7 @@ from typing import Any
 from recllm.data.splits import DATASET_FILE
 from recllm.machine import device_name, git, versions
 from recllm.provenance import read_json, write_json
+from recllm.tuning.descriptors import describe
 from recllm.tuning.runner import OBJECTIVE, TrialRunner
 from recllm.tuning.surface import surface_row, write_surface
 
@@ -189,6 +190,7 @@ class Table:
         return {
             **read_json(self.folder / TABLE_FILE),
             "default_by_seed": noise,
+            "descriptors": describe(self.runner.inputs["dataset"]),
             "columns": "origin: default, spread (even sequence), star and peak (one axis from the default or the best)",
         }
 

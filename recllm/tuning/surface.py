@@ -98,6 +98,16 @@ class Surface:
     def __len__(self) -> int:
         return self.frame.height
 
+    @property
+    def data(self) -> dict[str, float]:
+        """Descriptors of the data set that it was measured on (see `recllm.tuning.descriptors`)."""
+        return dict(self.provenance.get("descriptors", {}))
+
+    def best(self, count: int) -> list[dict[str, Any]]:
+        """The configurations with the highest validation NDCG@10, best first; ties go to the smaller key."""
+        chosen = self.frame.filter(pl.col("status") == "ok").sort([-pl.col(OBJECTIVE), pl.col("key")]).head(count)
+        return [json.loads(text) for text in chosen["config"]]
+
     def lookup(self, config: Mapping[str, Any]) -> Answer:
         """The answer for a configuration.
 

@@ -81,11 +81,13 @@ class History:
     Args:
         epsilon: how much better a score must be to count as better: max(1e-4, kappa times the standard deviation of the
             default over seeds) (methods 1.3).
+        running: keys of the configurations that other workers run now.
     """
 
     space: Space
     trials: tuple[Trial, ...] = ()
     epsilon: float = LEAST_EPSILON
+    running: tuple[str, ...] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -104,8 +106,8 @@ class History:
 
     @cached_property
     def tried(self) -> frozenset[str]:
-        """Keys of the configurations that were run."""
-        return frozenset(trial.outcome.key for trial in self.trials)
+        """Keys of the configurations that were run or are being run."""
+        return frozenset(trial.outcome.key for trial in self.trials) | frozenset(self.running)
 
     def keeps(self, outcome: Outcome) -> bool:
         """Whether the study should stand on this outcome: better by more than epsilon, or a tie with fewer parameters.
