@@ -134,7 +134,7 @@ class Journal:
         return Handle(self._study, self._trials()[number]._trial_id)
 
     def mend(self) -> None:
-        """Close the trials whose worker was killed between their record and their end."""
+        """Close the trials whose worker was killed between their record and their end. Only one worker at a time may."""
         for found in self._trials():
             if _ENDED in found.user_attrs and not found.state.is_finished():
                 self._tell(Trial.of_row(found.user_attrs[_ENDED]["trial"]))
@@ -206,7 +206,9 @@ def _opened(path: Path, name: str) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_WholeLines(path)))
-        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        if name not in optuna.get_all_study_names(storage):  # creating one that is there would leave a line
+            optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        return optuna.load_study(storage=storage, study_name=name)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it was changed by hand or is another file") from error
 

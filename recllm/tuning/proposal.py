@@ -86,7 +86,7 @@ def read_proposal(
     """
     if not isinstance(reply, str) or len(reply) > MOST_REPLY:
         return Refusal("not_json", f"a reply is text of at most {MOST_REPLY} characters")
-    found = _first_object(reply)
+    found = first_object(reply)
     if found is None:
         return Refusal("not_json", f"reply with one JSON object that has {', '.join(_FIELDS)}")
     if set(found) != set(_FIELDS):
@@ -118,7 +118,7 @@ def _legal(
     return Proposal(proposal.hypothesis, name, changed[name], proposal.expected_effect, proposal.risk), changed
 
 
-def _first_object(reply: str) -> dict[str, Any] | None:
+def first_object(reply: str) -> dict[str, Any] | None:
     """The first JSON object in a text."""
     decoder, start = json.JSONDecoder(), reply.find("{")
     for _ in range(50):

@@ -148,9 +148,12 @@ class Study:
 
     def _take(self) -> Job | None:
         """What this worker should run: what a dead one left, else what is planned now; None: wait for others."""
-        with self._trials.alone("plan"):
-            for journal in (self._trials, self._noise):
+        journals = (self._trials, self._noise)
+        with self._trials.alone("end"):
+            for journal in journals:
                 journal.mend()
+        with self._trials.alone("plan"):
+            for journal in journals:
                 for planned in journal.running():
                     if claim := journal.claim(planned):
                         return Job(journal, planned, claim)

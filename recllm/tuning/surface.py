@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recllm.tuning.noise import epsilon_of
 from recllm.tuning.runner import OBJECTIVE, Outcome
 from recllm.tuning.space import Limits, Space
 from recllm.tuning.spaces import surface_space
+from recllm.tuning.trial import LEAST_EPSILON
 
 # What a surface keeps of a trial's metrics, for either role.
 METRICS = ("ndcg@5", "ndcg@10", "recall@5", "recall@10")
@@ -102,6 +104,12 @@ class Surface:
     def data(self) -> dict[str, float]:
         """Descriptors of the data set that it was measured on (see `recllm.tuning.descriptors`)."""
         return dict(self.provenance.get("descriptors", {}))
+
+    @property
+    def epsilon(self) -> float:
+        """The noise threshold of a score, from the default's seeds (methods 1.3)."""
+        scores = list(self.provenance.get("default_by_seed", {}).values())
+        return epsilon_of(scores) if len(scores) > 1 else LEAST_EPSILON
 
     def best(self, count: int) -> list[dict[str, Any]]:
         """The configurations with the highest validation NDCG@10, best first; ties go to the smaller key."""
