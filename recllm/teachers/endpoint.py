@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,8 +58,10 @@ class Endpoint:
         self._client = OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
         self._tries = retries + 1
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question], fields: Sequence[Mapping[str, Any]] = ()) -> list[Answer]:
         """Answers in the order of the questions.
+
+        fields: further fields of the requests, such as `response_format`, one mapping a question; none by default.
 
         Raises:
             TeacherError: a request failed for good; requests under way are waited for, the rest is not begun, and
@@ -67,7 +69,8 @@ class Endpoint:
         """
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            futures = [pool.submit(self._ask, question) for question in questions]
+            more = fields or [{}] * len(questions)
+            futures = [pool.submit(self._ask, *pair) for pair in zip(questions, more, strict=True)]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -76,9 +79,9 @@ class Endpoint:
             return [future.result() for future in futures]
         if not isinstance(failure, TeacherError):
             raise failure
-        raise TeacherError(str(failure), [_result(future) for future in futures]) from None
+        raise TeacherError(str(failure), [_result(future) for future in futures], failure.status) from None
 
-    def _ask(self, question: Question) -> Answer:
+    def _ask(self, question: Question, fields: Mapping[str, Any]) -> Answer:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         drawn = {"top_p": self.sampling.top_p, "seed": self.sampling.seed} if self.sampling.temperature else {}
@@ -88,12 +91,13 @@ class Endpoint:
                 messages=[dict(message) for message in question.messages],
                 temperature=self.sampling.temperature,
                 max_tokens=self.sampling.max_tokens,
-                **drawn,
+                **{**drawn, **fields},
             )
         # `from None`: the causes hold the request, and the request holds the key.
         except APIStatusError as error:
             remedy = _REMEDIES.get(error.status_code, "see the server's own log")
-            raise self._error(f"HTTP {error.status_code}, {remedy}; the server says: {error.message}") from None
+            cause = f"HTTP {error.status_code}, {remedy}; the server says: {error.message}"
+            raise self._error(cause, error.status_code) from None
         except APITimeoutError:
             raise self._error(f"no answer in time, {self._tries} times") from None
         except APIConnectionError as error:
@@ -104,14 +108,16 @@ class Endpoint:
             cause = f"{type(error).__name__}: {error}"
             raise self._error(f"no chat completion ({cause}) but {reply.http_response.text!r}") from None
 
-    def _error(self, cause: str) -> TeacherError:
+    def _error(self, cause: str, status: int | None = None) -> TeacherError:
         """One line that names the model and the server, and in which no server can echo the key."""
         clean = " ".join(cause.split())
         if self._key:
             clean = clean.replace(self._key, "***")
         url = urlsplit(str(self._client.base_url))  # its user part and query may be secrets
         port = f":{url.port}" if url.port else ""
-        return TeacherError(f"{self.model} at {url.scheme}://{url.hostname}{port}{url.path}: {clean[:500]}")
+        return TeacherError(
+            f"{self.model} at {url.scheme}://{url.hostname}{port}{url.path}: {clean[:500]}", status=status
+        )
 
 
 def _result(future: Future[Answer]) -> Answer | None:

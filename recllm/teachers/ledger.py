@@ -22,11 +22,14 @@ from recllm.teachers.protocol import Answer, Question, Teacher, TeacherError, di
 _START = b'{"key": "'  # of every row
 
 
-def ask(teacher: Teacher, questions: Sequence[Question], path: str | Path, label: str = "teacher") -> list[Answer]:
+def ask(
+    teacher: Teacher, questions: Sequence[Question], path: str | Path, label: str = "teacher", wait: bool = False
+) -> list[Answer]:
     """Answers in the order of the questions, from the ledger where it has them, else from the teacher.
 
     Equal questions are asked once and share an answer, as do questions of later calls with a teacher of this name.
-    Every batch is on disk before the next is asked. label: what the progress bar shows.
+    Every batch is on disk before the next is asked. label: what the progress bar shows; no bar where it is empty.
+    wait: for another process that writes to the ledger, instead of giving up.
 
     Raises:
         TeacherError: the teacher failed; what it had answered is in the ledger and the message says how much.
@@ -35,12 +38,12 @@ def ask(teacher: Teacher, questions: Sequence[Question], path: str | Path, label
     """
     path = Path(path)
     keys = [digest(question, teacher.name) for question in questions]
-    with _locked(path) as stream:
+    with _locked(path, wait) as stream:
         known = _known(stream, path)
         missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         todo = list(missing.items())
         batches = [todo[start : start + teacher.batch] for start in range(0, len(todo), teacher.batch)]
-        for batch in track(batches, description=f"{label} x {len(todo)}", disable=not todo):
+        for batch in track(batches, description=f"{label} x {len(todo)}", disable=not (todo and label)):
             failure = None
             try:
                 answers = teacher.answer([question for _, question in batch])
@@ -74,7 +77,7 @@ def spending(
         ValueError: a row of it is damaged.
     """
     with Path(path).open("rb") as stream:
-        answers = [answer for _, name, answer in _rows(stream, Path(path)) if name == teacher.name]
+        answers = [answer for _, name, _, answer in _rows(stream, Path(path)) if name == teacher.name]
     totals: dict[str, float] = {"teacher/calls": len(answers)}
     if any(answer.prompt_tokens is None or answer.completion_tokens is None for answer in answers):
         return totals
@@ -85,13 +88,27 @@ def spending(
     return totals
 
 
+def recorded(path: str | Path) -> dict[tuple[str, str], dict[str, Answer]]:
+    """The answers in a ledger, for reading only: (teacher's name, kind of the question) -> digest -> answer.
+
+    Raises:
+        FileNotFoundError: no such ledger.
+        ValueError: a row of it is damaged.
+    """
+    found: dict[tuple[str, str], dict[str, Answer]] = {}
+    with Path(path).open("rb") as stream:
+        for key, name, kind, answer in _rows(stream, Path(path)):
+            found.setdefault((name, kind), {})[key] = answer
+    return found
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
+def _locked(path: Path, wait: bool) -> Iterator[BinaryIO]:
     """The ledger, made where it is missing, open for reading and appending by this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = "another process writes to this ledger; wait for it to end or choose another file"
             raise BlockingIOError(error.errno, message, str(path)) from error
@@ -102,7 +119,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 def _known(stream: BinaryIO, path: Path) -> dict[str, Answer]:
     """The answers by key; a torn last line is cut off the file."""
     stream.seek(0)
-    known = {key: answer for key, _, answer in _rows(stream, path)}
+    known = {key: answer for key, _, _, answer in _rows(stream, path)}
     stream.seek(0)
     whole = sum(len(line) for line in stream if line.endswith(b"\n"))
     stream.seek(whole)
@@ -112,15 +129,15 @@ def _known(stream: BinaryIO, path: Path) -> dict[str, Answer]:
     return known
 
 
-def _rows(stream: BinaryIO, path: Path) -> Iterator[tuple[str, str, Answer]]:
-    """Key, teacher's name and answer of every whole line; a last line that was not finished is no row."""
+def _rows(stream: BinaryIO, path: Path) -> Iterator[tuple[str, str, str, Answer]]:
+    """Key, teacher's name, kind and answer of every whole line; a last line that was not finished is no row."""
     for number, line in enumerate(stream, 1):
         if not line.endswith(b"\n"):
             return
         try:
             row = json.loads(line)
             counts = row["prompt_tokens"], row["completion_tokens"]
-            yield row["key"], row["teacher"], Answer(row["text"], *counts, row["finish"])
+            yield row["key"], row["teacher"], row["kind"], Answer(row["text"], *counts, row["finish"])
         except (ValueError, TypeError, LookupError) as error:
             cause = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: line {number} is no row of a ledger ({cause}); remove that line") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,21 +79,30 @@ class Local:
         Raises:
             TeacherError: a prompt and its answer would not fit the model's context.
         """
-        chats = [[dict(message) for message in question.messages] for question in questions]
-        texts = self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-        inputs = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        self._check_lengths(lengths)
+        prompts = self.prompts([question.messages for question in questions])
+        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
         ids_BT = self.model.generate(
             input_ids=inputs["input_ids"].to(self.model.device),
             attention_mask=inputs["attention_mask"].to(self.model.device),
             do_sample=False,
             logits_processor=self._draws(questions),
             max_new_tokens=self.sampling.max_tokens,
-            eos_token_id=sorted(self._ends()),
+            eos_token_id=sorted(self.ends()),
             pad_token_id=self.tokenizer.pad_token_id,
         )[:, inputs["input_ids"].shape[1] :]
-        return [self._read(ids, length) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
+        return [self._read(ids, len(prompt)) for ids, prompt in zip(ids_BT.tolist(), prompts, strict=True)]
+
+    def prompts(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """The tokens of each chat up to where the assistant answers.
+
+        Raises:
+            TeacherError: as `answer`.
+        """
+        plain = [[dict(message) for message in chat] for chat in chats]
+        texts = self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self._check_lengths([len(prompt) for prompt in prompts])
+        return prompts
 
     def _draws(self, questions: Sequence[Question]) -> list[LogitsProcessor]:
         if self.sampling.temperature == 0:
@@ -106,12 +115,13 @@ class Local:
         return [*warpers, GumbelNoise(seeds, self.model.device)]
 
     def _read(self, ids: list[int], prompt_tokens: int) -> Answer:
-        end = next((place for place, token in enumerate(ids) if token in self._ends()), None)
+        end = next((place for place, token in enumerate(ids) if token in self.ends()), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         written = len(ids) if end is None else end + 1
         return Answer(text, prompt_tokens, written, "length" if end is None else "stop")
 
-    def _ends(self) -> set[int]:
+    def ends(self) -> set[int]:
+        """The tokens that end an answer."""
         own = self.model.generation_config.eos_token_id
         ends = own if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
         return {end for end in ends if end is not None}

@@ -15,12 +15,12 @@ class TeacherError(RuntimeError):
     """A teacher could not answer; the message is one paragraph, names the cause and the remedy.
 
     answered: what it did answer of the batch, in the order of the questions, None where it did not. A ledger keeps
-    these: they may have been paid for.
+    these: they may have been paid for. status: the HTTP status where that is why.
     """
 
-    def __init__(self, message: str, answered: Sequence[Answer | None] = ()) -> None:
+    def __init__(self, message: str, answered: Sequence[Answer | None] = (), status: int | None = None) -> None:
         super().__init__(message)
-        self.answered = list(answered)
+        self.answered, self.status = list(answered), status
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ are alike. A model is trained on the brief style: changing it means training ane
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from recllm.tuning.proposal import Proposal, Refusal
 from recllm.tuning.telling import as_json, change, figures, grouped, line, pruned, reference, shown, signed
 from recllm.tuning.trial import History, Situation, Trial
 
 Style = Literal["full", "brief"]
+STYLES: tuple[str, ...] = get_args(Style)
 Messages = tuple[Mapping[str, str], ...]
 
 BRIEF_TRIALS = 10

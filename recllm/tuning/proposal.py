@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from recllm.tuning.axes import Axis
@@ -58,14 +59,35 @@ def open_axes(space: Space, config: Mapping[str, Any], masked: Collection[str] =
     return [axis for axis in active if axis.name not in masked] or active
 
 
-def proposal_schema(space: Space, config: Mapping[str, Any], masked: Collection[str] = ()) -> dict[str, Any]:
-    """JSON Schema of the proposals that are legal now: one branch an open axis, its present value left out."""
+def proposal_schema(
+    space: Space,
+    config: Mapping[str, Any],
+    masked: Collection[str] = (),
+    taken: Mapping[str, Collection[Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """JSON Schema of the proposals that are legal now: one branch an open axis.
+
+    The present value of an axis is left out, and so are those of `taken` (axis -> values that lead to a configuration
+    that was tried) where it has a value set. Where that leaves the open axes without a value, all axes count as open,
+    and then nothing as taken.
+    """
+    by_name = {axis.name: axis for axis in space.axes}
+    branches = _branches(open_axes(space, config, masked), config, taken)
+    branches = branches or _branches([by_name[name] for name in config], config, taken)
+    branches = branches or _branches([by_name[name] for name in config], config, {})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": branches}
+
+
+def _branches(
+    axes: Sequence[Axis], config: Mapping[str, Any], taken: Mapping[str, Collection[Any]]
+) -> list[dict[str, Any]]:
     text = {"type": "string", "minLength": 1, "maxLength": MOST_WORDS}
     branches = []
-    for axis in open_axes(space, config, masked):
+    for axis in axes:
         value = {key: told for key, told in axis.schema().items() if key not in ("default", "description")}
         if axis.values:
-            value = {"enum": [other for other in axis.values if other != config[axis.name]]}
+            closed = (config[axis.name], *taken.get(axis.name, ()))
+            value = {"enum": [other for other in axis.values if other not in closed]}
         if value.get("enum") == []:
             continue
         said = {"changed_dimension": {"const": axis.name}, "value": value}
@@ -73,7 +95,7 @@ def proposal_schema(space: Space, config: Mapping[str, Any], masked: Collection[
         branches.append(
             {"type": "object", "properties": properties, "required": list(_FIELDS), "additionalProperties": False}
         )
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": branches}
+    return branches
 
 
 def read_proposal(
