@@ -41,11 +41,7 @@ class ModelChooser:
         from recllm.tuning.reflection import read_reflection, reflection_schema
 
         asks = [
-            Ask(
-                reflection_messages(situation, trial, self.model.style),
-                reflection_schema(situation.history, trial),
-                seed,
-            )
+            Ask(reflection_messages(situation, trial, self.model.style), reflection_schema(situation.history, trial), seed)
             for situation, trial, seed in zip(situations, trials, seeds, strict=True)
         ]
         told = []

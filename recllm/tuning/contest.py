@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recllm.tuning.agent import Agent, Chooser, StudyRun, run_many
-from recllm.tuning.baselines import Config, alternating, suggester
+from recllm.tuning.baselines import alternating, suggester
 from recllm.tuning.choosers import SamplerChooser, SurfaceTrials
 from recllm.tuning.cognition import summarise
 from recllm.tuning.memory import Memory
 from recllm.tuning.surface import Surface
 from recllm.tuning.trial import History, Trial
+from recllm.tuning.turns import Config
 
 WARM = 3  # best configurations of each other data set
 Past = Literal["none", "studies", "surfaces"]
