@@ -91,7 +91,9 @@ def greedy_rewards(model: Any, tokenizer: Any, rows: Dataset, reward: ReplyRewar
 
 def reply_gain(before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
     """Flat means of the greedy replies' reward before and after with intervals, and the paired gain."""
-    metrics = flat("graded/before_reward", mean_interval(before_E)) | flat("graded/after_reward", mean_interval(after_E))
+    metrics = flat("graded/before_reward", mean_interval(before_E)) | flat(
+        "graded/after_reward", mean_interval(after_E)
+    )
     return metrics | flat("graded/gain_reward", paired_interval(after_E, before_E)) | {"graded/prompts": len(after_E)}
 
 
