@@ -5,7 +5,7 @@ Method: VirtualMLE's proposer (arXiv 2606.03221) as a post-trained model: GRPO (
     the headroom and what the remaining budget can still reach from there; nothing for other legal ones; negative for
     replies that are refused (not JSON, illegal, masked, or tried before).
 Run: accelerate launch recipes/grpo_tuner.py --config recipes/configs/grpo_tuner/quickstart.yaml
-    --model_name_or_path outputs/tuner/toy_sft --chats outputs/tuner/toy_chats --output_dir outputs/tuner/toy
+    --model_name_or_path outputs/tuner/toy_sft --chats outputs/tuner/toy_chats --output_dir outputs/tuner/amazon2014-toy
 Quick: --config recipes/configs/grpo_tuner/smoke.yaml takes seconds.
 Makes: merged weights, tokenizer, card, curves.png, run.json, and metrics.json with the mean reward of greedy replies on
     situations that are not trained on, before and after, with the paired interval of the gain.

@@ -142,8 +142,8 @@ def traces(
     seed: int,
     mixture: Mixture = Mixture(),
 ) -> Iterator[Trace]:
-    """`count` situations of studies on bent boards, the boards in turn; a study ends where no single change improves it,
-    since nothing is to be learned from there.
+    """`count` situations of studies on bent boards, the boards in turn. A study ends where no single change improves
+    it, since nothing is to be learned from there.
 
     memories: place of a board -> memories of studies on other data, one of which a study is given.
     """

@@ -14,7 +14,7 @@ _LIMITS = {"parameters": None, "cpu_seconds": None, "wall_seconds": None, "memor
 
 
 def score(config, place):
-    """Best at lr 0.003 to 0.01, all negatives, item counts of weight 0.2; what dropout should be depends on the data."""
+    """Best at lr 0.003 to 0.01, all negatives, item counts of weight 0.2; the best dropout depends on the data."""
     value = 0.1 - 0.02 * abs(math.log10(config["lr"]) + 2.2) - 0.01 * (config["num_negatives"] > 0)
     value -= 0.02 * abs(config["dropout"] - 0.2 * place) + 0.01 * abs(config["prior_item_cf"] - 0.2)
     return max(value, 0.001)
@@ -45,6 +45,3 @@ def write_made_surface(folder: Path, place: int, rows: int = 24, backbone: str =
     path = folder / f"{backbone}-{DATASETS[place]}.parquet"
     write_surface(path, made, json.loads(json.dumps(told)))
     return path
-
-
-__all__ = ["DATASETS", "OBJECTIVE", "score", "write_made_surface"]

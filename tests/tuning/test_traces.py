@@ -74,7 +74,7 @@ def test_the_same_seed_plays_the_same_and_another_does_not(boards, memories, row
 
 def test_good_moves_are_drawn_by_their_worth(boards):
     trace = next(play(boards[0], np.random.default_rng(0)))
-    worth = {move: value for move, value in trace.worths}
+    worth = dict(trace.worths)
     drawn = [worth[choose(trace, np.random.default_rng(seed))] for seed in range(200)]
     assert min(drawn) > 0 and len(set(drawn)) > 1
     assert np.mean(drawn) > np.mean([value for value in worth.values() if value > 0])
