@@ -10,7 +10,7 @@ import numpy as np
 from recllm.tuning.board import Board
 from recllm.tuning.memory import Memory
 from recllm.tuning.surface import Surface
-from recllm.tuning.traces import earlier_study
+from recllm.tuning.traces import earlier_study, survey
 
 MEMORIES_FOLDER = "memories"
 
@@ -34,7 +34,8 @@ def lesson_boards(folder: str | Path, leave_out: str) -> list[Board]:
 def lesson_memories(
     boards: Sequence[Board], count: int, bent: float, seed: int, folder: str | Path
 ) -> Mapping[int, list[Memory]]:
-    """`count` memories for each board, each of one study on a bent board of every data set of that backbone.
+    """`count` memories for each board, each of one study on a bent board of every data set of that backbone: in turn a
+    study that was played, and a survey of the board, which is what a whole surface tells.
 
     They stand in the folder, under `memories`, for a person to read.
     """
@@ -47,6 +48,6 @@ def lesson_memories(
             memory = Memory(Path(folder) / MEMORIES_FOLDER / f"{place}-{number}")
             for which, other in enumerate(alike):
                 study = other.bent(rng, None, bent * float(rng.random()))
-                memory.learn(earlier_study(f"study-{which}", study, rng))
+                memory.learn((survey if number % 2 else earlier_study)(f"study-{which}", study, rng))
             known[place].append(memory)
     return known

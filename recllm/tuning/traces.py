@@ -21,7 +21,7 @@ from recllm.tuning.cognition import Summary, summarise
 from recllm.tuning.prompt import proposal_text, situation_messages
 from recllm.tuning.proposal import Proposal
 from recllm.tuning.proposer import Proposed
-from recllm.tuning.trial import History, Situation
+from recllm.tuning.trial import History, Situation, Trial
 from recllm.tuning.wording import worded
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 # Worth that makes a move e times as likely to be the one that is taught.
 TEMPERATURE = 0.05
-# Trials that a situation lies behind at most, and the budgets that studies are played under.
+# Trials that a situation lies behind at most, the budgets that studies are played under, and what memories are made of.
 MOST_TRIALS = 14
-EARLIER_TRIALS = 30
+EARLIER_TRIALS, SURVEYED = 30, 150
 BUDGETS = (8, 60)
 
 
@@ -103,6 +103,18 @@ def earlier_study(name: str, board: Board, rng: np.random.Generator, trials: int
     """The summary of a study that was played well on a board, for a memory to learn from."""
     *_, last = play(board, rng, skill=0.8, trials=trials)
     return summarise(name, last.situation.history, board.data)
+
+
+def survey(name: str, board: Board, rng: np.random.Generator, rows: int = SURVEYED) -> Summary:
+    """The summary of the default and `rows` configurations drawn from a board."""
+    default = board.moves.row(board.space.default)
+    drawn = [row for row in rng.permutation(len(board.score_R)).tolist() if row != default][:rows]
+    history = History(board.space, epsilon=board.epsilon)
+    for number, row in enumerate([default, *drawn]):
+        outcome = board(board.moves.outcomes[row].config)
+        trial = Trial(number, "sampler" if number else "default", outcome, kept=history.keeps(outcome))
+        history = history.with_trial(trial)
+    return summarise(name, history, board.data)
 
 
 def row_of(trace: Trace, move: Move) -> dict[str, Any]:

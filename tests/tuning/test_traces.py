@@ -31,7 +31,7 @@ def boards(folder):
 
 @pytest.fixture(scope="module")
 def memories(boards, tmp_path_factory):
-    return lesson_memories(boards, 1, 0.3, 0, tmp_path_factory.mktemp("memories"))
+    return lesson_memories(boards, 2, 0.3, 0, tmp_path_factory.mktemp("memories"))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,13 @@ def test_a_study_s_moves_are_legal_and_a_skilled_one_ends_better(boards):
             read = read_proposal(reply, history.space, history.present, trace.situation.masked, history.tried)
             assert boards[0].space.key(read[1]) == move.key
     assert np.mean([end(1.0, seed) for seed in range(4)]) > np.mean([end(0.0, seed) for seed in range(4)])
+
+
+def test_memories_are_of_played_studies_and_of_surveys_on_both_sets(memories, boards):
+    for known in memories.values():
+        assert [len(memory.studies()) for memory in known] == [2, 2]
+        played, surveyed = ([len(study.summary.trials) for study in memory.studies()] for memory in known)
+        assert max(played) <= 30 < 60 < min(surveyed) <= max(surveyed) <= len(boards[0].score_R)
 
 
 def test_a_mixture_without_memory_has_none(boards, memories):
