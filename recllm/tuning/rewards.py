@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from recllm.tuning.proposal import Refusal, read_proposal
@@ -26,7 +26,10 @@ class Improvement:
     """
 
     spaces: dict[str, Space]
-    __name__: str = field(default="improvement", init=False)
+
+    @property
+    def __name__(self) -> str:
+        return "improvement"
 
     @classmethod
     def of_spaces(cls, names: Iterable[str]) -> Improvement:
