@@ -145,10 +145,11 @@ class Board:
         """A trial of a configuration, as `SurfaceTrials` runs it, with this board's score."""
         checked = self.space.check(config)
         row = self.moves.row(checked)
-        outcome = replace(self.moves.outcomes[row], config=checked, key=self.space.key(checked), seed=seed)
-        if not outcome.ok or not math.isfinite(self.score_R[row]):
-            return outcome
-        return replace(outcome, metrics={**outcome.metrics, OBJECTIVE: float(self.score_R[row])})
+        measured, score = self.moves.outcomes[row], float(self.score_R[row])
+        outcome = replace(measured, config=checked, key=self.space.key(checked))
+        if math.isfinite(score):
+            return replace(outcome, status="ok", metrics={**measured.metrics, OBJECTIVE: score}, words="")
+        return outcome if not measured.ok else replace(outcome, status="nan", metrics={}, words="bent so that it fails")
 
     @cached_property
     def top(self) -> float:
@@ -213,7 +214,8 @@ class Board:
             here_R, there_R = np.isfinite(log_R), np.isfinite(theirs_R)
             log_R = np.where(here_R & there_R, both_R, log_R if share < 0.5 else theirs_R)
         spread = float(np.std(log_R[np.isfinite(log_R)]))
-        score_R = np.exp(log_R + strength * spread * self._effects(rng))
+        bent_R = log_R + strength * spread * self._effects(rng)
+        score_R = np.where(np.isfinite(bent_R), np.exp(bent_R), -np.inf)
         data = dict(self.data)
         if other is not None:
             data = {name: _between(value, other.data.get(name, value), share) for name, value in data.items()}

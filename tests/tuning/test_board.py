@@ -117,6 +117,22 @@ def test_bending_keeps_failures_and_repeats_by_its_seed(boards):
     assert np.array_equal(one.score_R, Board.of(one.moves.surface).score_R)
 
 
+def test_a_bent_board_fails_where_the_set_does_that_it_is_mostly_made_of(boards):
+    one, (config, row) = boards[0], (boards[0].space.default, boards[0].moves.row(boards[0].space.default))
+    score_R = boards[1].score_R.copy()
+    score_R[boards[1].moves.row(config)] = -np.inf
+    failing = replace(boards[1], score_R=score_R)
+    seen = set()
+    for seed in range(20):
+        bent = one.bent(np.random.default_rng(seed), failing, 0.3)
+        mostly_theirs = float(np.random.default_rng(seed).random()) >= 0.5
+        outcome = bent(config)
+        assert outcome.ok == (not mostly_theirs) == bool(np.isfinite(bent.score_R[row]))
+        assert outcome.score == bent.score_R[row]
+        seen.add(outcome.ok)
+    assert seen == {True, False}
+
+
 def test_a_bent_board_plays_its_own_scores(boards):
     bent = boards[0].bent(np.random.default_rng(1), boards[1], 0.6)
     row = int(np.flatnonzero(np.isfinite(bent.score_R))[3])
