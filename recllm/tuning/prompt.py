@@ -7,11 +7,12 @@ are alike. A model is trained on the brief style: changing it means training ane
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from recllm.tuning.proposal import Proposal, Refusal
-from recllm.tuning.telling import as_json, change, figures, grouped, line, pruned, reference, shown, signed
+from recllm.tuning.reflection import change_of
+from recllm.tuning.telling import as_json, figures, grouped, line, pruned, reference, shown, signed
 from recllm.tuning.trial import History, Situation, Trial
 
 Style = Literal["full", "brief"]
@@ -31,6 +32,16 @@ def situation_messages(situation: Situation, style: Style) -> Messages:
     from recllm.tuning.briefing import briefing
 
     return briefing(situation)
+
+
+def reflection_messages(situation: Situation, trial: Trial, style: Style, fields: Iterable[str] = ()) -> Messages:
+    """The chat that asks to look back on a trial; `situation` may hold it already. fields: of the wanted object."""
+    if style == "brief":
+        told = f"{brief(situation)}\nreflect {trial_line(situation.history, trial)}"
+        return ({"role": "user", "content": told},)
+    from recllm.tuning.briefing import reflection_briefing
+
+    return reflection_briefing(situation, trial, fields)
 
 
 def proposal_text(proposal: Proposal) -> str:
@@ -59,7 +70,7 @@ def brief(situation: Situation) -> str:
         " ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
         *(trial_line(history, trial) for trial in trials),
     ]
-    told = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change(history, trial))}
+    told = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change_of(history, trial))}
     if ruled_out := [setting for setting in pruned(history) if setting not in told][-_BRIEF_PRUNED:]:
         parts.append(f"pruned {grouped(ruled_out)}")
     if situation.rules:
@@ -75,7 +86,7 @@ def trial_line(history: History, trial: Trial) -> str:
     `kept` where the study stood on it, `pruned` where its reflection ruled the setting out. A trial that changed no
     single axis is told by its source and its score; a failed one by how it failed.
     """
-    step, full = change(history, trial), reference(history)
+    step, full = change_of(history, trial), reference(history)
     what = f"{step[0]} {shown(step[1])}>{shown(step[2])}" if step else trial.source
     delta = history.delta(trial) if step else None
     if not trial.outcome.ok:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from recllm.tuning.space import Space
 
 MOST_WORDS = 240  # characters of each of the three texts
 MOST_REPLY = 20_000
+_MOST_LISTED = 32
 _TEXTS = ("hypothesis", "expected_effect", "risk")
 _FIELDS = ("hypothesis", "changed_dimension", "value", "expected_effect", "risk")
 
@@ -68,26 +69,15 @@ def proposal_schema(
     """JSON Schema of the proposals that are legal now: one branch an open axis.
 
     The present value of an axis is left out, and so are those of `taken` (axis -> values that lead to a configuration
-    that was tried) where it has a value set. Where that leaves the open axes without a value, all axes count as open,
-    and then nothing as taken.
+    that was tried) where its values can be listed. No branch is left where that leaves nothing.
     """
-    by_name = {axis.name: axis for axis in space.axes}
-    branches = _branches(open_axes(space, config, masked), config, taken)
-    branches = branches or _branches([by_name[name] for name in config], config, taken)
-    branches = branches or _branches([by_name[name] for name in config], config, {})
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": branches}
-
-
-def _branches(
-    axes: Sequence[Axis], config: Mapping[str, Any], taken: Mapping[str, Collection[Any]]
-) -> list[dict[str, Any]]:
     text = {"type": "string", "minLength": 1, "maxLength": MOST_WORDS}
     branches = []
-    for axis in axes:
+    for axis in open_axes(space, config, masked):
         value = {key: told for key, told in axis.schema().items() if key not in ("default", "description")}
-        if axis.values:
+        if listed := listed_values(axis):
             closed = (config[axis.name], *taken.get(axis.name, ()))
-            value = {"enum": [other for other in axis.values if other not in closed]}
+            value = {"enum": [other for other in listed if other not in closed]}
         if value.get("enum") == []:
             continue
         said = {"changed_dimension": {"const": axis.name}, "value": value}
@@ -95,7 +85,14 @@ def _branches(
         branches.append(
             {"type": "object", "properties": properties, "required": list(_FIELDS), "additionalProperties": False}
         )
-    return branches
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": branches}
+
+
+def listed_values(axis: Axis) -> tuple[Any, ...]:
+    """All values of an axis, those of a short range of integers too; empty for other ranges."""
+    if axis.values or axis.kind != "int" or axis.high - axis.low > _MOST_LISTED:
+        return axis.values
+    return tuple(range(int(axis.low), int(axis.high) + 1))
 
 
 def read_proposal(

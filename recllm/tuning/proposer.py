@@ -13,7 +13,7 @@ import numpy as np
 
 from recllm.tuning.language import Ask, LanguageModel
 from recllm.tuning.prompt import repair_messages, situation_messages
-from recllm.tuning.proposal import Proposal, Refusal, open_axes, proposal_schema, read_proposal
+from recllm.tuning.proposal import Proposal, Refusal, listed_values, open_axes, proposal_schema, read_proposal
 from recllm.tuning.space import Space
 from recllm.tuning.telling import taken
 from recllm.tuning.trial import History, Situation, Source
@@ -48,30 +48,53 @@ def propose(model: LanguageModel, situations: Sequence[Situation], seeds: Sequen
         TeacherError: the model could not be asked at all: a study must not go on at random without its telling.
         ValueError: every configuration of a space was tried.
     """
+    situations = [_with_room(situation) for situation in situations]
     asks = [ask_of(situation, model, seed) for situation, seed in zip(situations, seeds, strict=True)]
-    first = model.reply(asks) if asks else []
-    found = [_judged(situation, reply) for situation, reply in zip(situations, first, strict=True)]
-    open_ = [row for row, proposed in enumerate(found) if isinstance(proposed, Refusal)]
-    repairs = [
-        replace(asks[row], messages=repair_messages(asks[row].messages, first[row], found[row])) for row in open_
-    ]
-    second = model.reply(repairs) if repairs else []
-    for row, reply in zip(open_, second, strict=True):
-        refusal, judged = found[row], _judged(situations[row], reply)
-        told = {"refusals": (refusal,), "replies": (first[row], reply)}
-        if isinstance(judged, Refusal):
-            told["refusals"] = (refusal, judged)
-            judged = Proposed(None, random_change(situations[row], seeds[row]), "random")
-        found[row] = replace(judged, source="random" if judged.proposal is None else "repaired", **told)
+    found: list[Proposed | None] = [None] * len(asks)
+    todo = [row for row, ask in enumerate(asks) if ask.schema["anyOf"]]
+    for last in (False, True):
+        if not todo:
+            break
+        replies, refused = model.reply([asks[row] for row in todo]), []
+        for row, reply in zip(todo, replies, strict=True):
+            found[row] = proposed = _judged(situations[row], reply, found[row])
+            if proposed.proposal is None and not last:
+                messages = repair_messages(asks[row].messages, reply, proposed.refusals[-1])
+                asks[row] = replace(asks[row], messages=messages)
+                refused.append(row)
+        todo = refused
+    for row, proposed in enumerate(found):
+        if proposed is None or proposed.proposal is None:
+            config = random_change(situations[row], seeds[row])
+            found[row] = replace(proposed, config=config) if proposed else Proposed(None, config, "random")
     return found
 
 
 def ask_of(situation: Situation, model: LanguageModel, seed: int) -> Ask:
     """What the model is asked: its schema leaves no proposal that is illegal or, where values are listed, was tried."""
+    return Ask(situation_messages(situation, model.style), _schema(situation), seed)
+
+
+def _schema(situation: Situation) -> dict[str, Any]:
     history = situation.history
-    closed = taken(history.space, history.present, [trial.config for trial in history.trials])
-    schema = proposal_schema(history.space, history.present, situation.masked, closed)
-    return Ask(situation_messages(situation, model.style), schema, seed)
+    return proposal_schema(history.space, history.present, situation.masked, taken(history))
+
+
+def _with_room(situation: Situation) -> Situation:
+    """The situation, unmasked where the open axes have nothing left to try."""
+    if situation.masked and not _schema(situation)["anyOf"]:
+        return replace(situation, masked=frozenset())
+    return situation
+
+
+def _judged(situation: Situation, reply: str, before: Proposed | None) -> Proposed:
+    """What a reply makes of the situation; without a proposal where it is refused."""
+    history = situation.history
+    refusals, replies = (before.refusals, before.replies) if before else ((), ())
+    judged = read_proposal(reply, history.space, history.present, situation.masked, history.tried)
+    if isinstance(judged, Refusal):
+        return Proposed(None, history.present, "random", (*refusals, judged), (*replies, reply))
+    return Proposed(*judged, "repaired" if before else "model", refusals, (*replies, reply))
 
 
 def random_change(situation: Situation, seed: int) -> dict[str, Any]:
@@ -84,11 +107,11 @@ def random_change(situation: Situation, seed: int) -> dict[str, Any]:
     """
     history, space = situation.history, situation.history.space
     rng = np.random.default_rng([seed, len(history.trials)])
-    by_name = {axis.name: axis for axis in space.axes}
-    for axes in (open_axes(space, history.present, situation.masked), [by_name[name] for name in history.present]):
+    for masked in (situation.masked, ()):
+        axes = open_axes(space, history.present, masked)
         for index in rng.permutation(len(axes)):
             axis = axes[index]
-            values = axis.values or [axis.from_unit(share) for share in rng.random(_DRAWS)]
+            values = listed_values(axis) or [axis.from_unit(share) for share in rng.random(_DRAWS)]
             for place in rng.permutation(len(values)):
                 if (config := _untried(space, history, axis.name, values[place])) is not None:
                     return config
@@ -103,9 +126,3 @@ def _untried(space: Space, history: History, name: str, value: Any) -> dict[str,
         return None
     config = space.change(history.present, name, value)
     return None if space.key(config) in history.tried else config
-
-
-def _judged(situation: Situation, reply: str) -> Proposed | Refusal:
-    history = situation.history
-    judged = read_proposal(reply, history.space, history.present, situation.masked, history.tried)
-    return judged if isinstance(judged, Refusal) else Proposed(*judged, source="model", replies=(reply,))

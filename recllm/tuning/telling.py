@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from recllm.tuning.space import Space
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.proposal import listed_values
+from recllm.tuning.reflection import single_change
+from recllm.tuning.trial import History
 
 
 def as_json(value: Any) -> str:
@@ -43,34 +44,19 @@ def reference(history: History) -> float:
     return 1.0
 
 
-def parent(history: History, trial: Trial) -> Trial | None:
-    """The trial whose configuration this one changed."""
-    if trial.parent is None:
-        return None
-    return next((other for other in history.trials if other.number == trial.parent), None)
-
-
-def changed_axis(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """The one axis that both have and that differs; None where several do, or none. Axes that come or go follow it."""
-    differing = [name for name in before if name in after and before[name] != after[name]]
-    return differing[0] if len(differing) == 1 else None
-
-
-def change(history: History, trial: Trial) -> tuple[str, Any, Any] | None:
-    """Axis, value before and after, of a trial that changed one."""
-    if (origin := parent(history, trial)) is None:
-        return None
-    name = changed_axis(origin.config, trial.config)
-    return None if name is None else (name, origin.config[name], trial.config[name])
-
-
-def taken(space: Space, config: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Axis -> values that would make of `config` one of the configurations that were tried."""
+def taken(history: History) -> dict[str, list[Any]]:
+    """Axis -> values, of those that can be listed, that would make of the present configuration one that was tried."""
+    space, now = history.space, history.present
     found: dict[str, list[Any]] = {}
-    for other in tried:
-        name = changed_axis(config, other)
-        if name is not None and space.change(config, name, other[name]) == other:
-            found.setdefault(name, []).append(other[name])
+    for trial in history.trials:
+        if trial.outcome.key and (step := single_change(space, now, trial.config)):
+            found.setdefault(step[0], []).append(step[2])
+    # Trials that other workers run now are known by their keys only.
+    if others := history.tried - {trial.outcome.key for trial in history.trials}:
+        for name, value in now.items():
+            for other in listed_values(space.by_name[name]):
+                if other != value and space.key(space.change(now, name, other)) in others:
+                    found.setdefault(name, []).append(other)
     return found
 
 
@@ -94,7 +80,7 @@ def grouped(settings: Iterable[tuple[str, Any]]) -> str:
 
 def signed(number: float) -> str:
     """A change with its sign, to one decimal below 10; nothing is `+0.0`, from whichever side."""
-    digits = 0 if abs(number) >= 10 else 1
+    digits = 0 if abs(round(number, 1)) >= 10 else 1
     return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
