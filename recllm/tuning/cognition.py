@@ -16,6 +16,8 @@ from recllm.tuning.trial import History, Trial
 
 CARRIES = "## Carries over"
 _MOST_TOLD = 5
+# How many times better or worse a trial is beyond this does not matter.
+MOST_RATIO = 5.0
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Evidence:
     """What a study saw of setting an axis to `value` where it was `before`, all others the same.
 
     Args:
-        supporting, against, neutral: pairs of trials whose score rose by more than epsilon, fell by more (or the second
-            failed), or did neither. gain: mean change of the score as a share of the default's; a failure loses all.
+        supporting, against, neutral: pairs of trials whose score rose by more than epsilon, fell by more (or the later
+            failed), or did neither. gain: geometric mean of the later score over the earlier one, less 1, a failure as
+            a fall to a fifth.
     """
 
     dimension: str
@@ -90,7 +93,7 @@ def summarise(study: str, history: History, data: Mapping[str, float]) -> Summar
     if base is None:
         raise ValueError(f"study {study}: the default configuration has no score, so no gain can be told; run it first")
     best, score = _best(history, rows)
-    evidence = evidence_of(history, list(rows.values()), base)
+    evidence = evidence_of(history)
     closed = (setting for trial in history.trials if trial.reflection for setting in trial.reflection.prune)
     return Summary(
         *(study, history.space.name, {name: float(value) for name, value in data.items()}, base, history.epsilon),
@@ -126,28 +129,32 @@ def _best(history: History, rows: Mapping[str, tuple[dict[str, Any], float | Non
     return standing if known else top
 
 
-def evidence_of(
-    history: History, rows: Sequence[tuple[dict[str, Any], float | None]], base: float
-) -> tuple[Evidence, ...]:
-    """What the (configuration, score) rows of a study say of single changes, either way; gains are shares of `base`."""
-    seen: dict[tuple[str, Any, Any], list[float]] = defaultdict(list)
-    for (name, before, after), delta in _pairs(history, rows):
-        seen[name, before, after].append(delta)
-        # Only what failed is not turned round: coming back from a failure is no gain.
-        if delta > -math.inf:
-            seen[name, after, before].append(-delta)
+def log_ratio(score: float | None, other: float) -> float:
+    """Logarithm of a score over another, between those of 1 / MOST_RATIO, which a failed trial has, and MOST_RATIO."""
+    return math.log(min(max((score or 0.0) / max(other, 1e-12), 1 / MOST_RATIO), MOST_RATIO))
+
+
+def evidence_of(history: History) -> tuple[Evidence, ...]:
+    """What a study saw of every single change between two of its configurations, either way, the most seen first."""
+    seen: dict[tuple[str, Any, Any], list[tuple[int, float]]] = defaultdict(list)
+    for (name, before, after), score, later in _pairs(history):
+        delta = -math.inf if later is None else later - score
+        sign = (delta > history.epsilon) - (delta < -history.epsilon)
+        ratio = log_ratio(later, score)
+        seen[name, before, after].append((sign, ratio))
+        if later is not None:  # coming back from a failure is no gain
+            seen[name, after, before].append((-sign, -ratio))
     found = []
-    for (name, before, after), deltas in seen.items():
-        up, down = sum(delta > history.epsilon for delta in deltas), sum(delta < -history.epsilon for delta in deltas)
-        gain = statistics.fmean(max(delta / base, -1.0) for delta in deltas)
-        found.append(Evidence(name, before, after, up, down, len(deltas) - up - down, round(gain, 4)))
+    for (name, before, after), pairs in seen.items():
+        signs = [sign for sign, _ in pairs]
+        gain = math.expm1(statistics.fmean(ratio for _, ratio in pairs))
+        found.append(Evidence(name, before, after, signs.count(1), signs.count(-1), signs.count(0), round(gain, 4)))
     return tuple(sorted(found, key=lambda one: (-one.seen, one.dimension, str(one.before), str(one.value))))
 
 
-def _pairs(
-    history: History, rows: Sequence[tuple[dict[str, Any], float | None]]
-) -> Iterator[tuple[tuple[str, Any, Any], float]]:
-    """Every pair of configurations one change apart, the first of which ended well: the change and the score's."""
+def _pairs(history: History) -> Iterator[tuple[tuple[str, Any, Any], float, float | None]]:
+    """Every pair of configurations one change apart, the first of which ended well: the change and the two scores."""
+    rows = means(history).values()
     ended = [(config, score) for config, score in rows if score is not None]
     failed = [(config, None) for config, score in rows if score is None]
     # The changed axis on both sides, and whatever it brings along: more than that is another configuration.
@@ -155,7 +162,7 @@ def _pairs(
     for place, (one, score) in enumerate(ended):
         for other, later in ended[place + 1 :] + failed:
             if len(one.items() ^ other.items()) <= most and (change := single_change(history.space, one, other)):
-                yield change, -math.inf if later is None else later - score
+                yield change, score, later
 
 
 def _sentences(
@@ -164,7 +171,8 @@ def _sentences(
     default = history.space.default
     changed = [f"{name} {json.dumps(value)}" for name, value in best.items() if default.get(name) != value]
     told = [f"best of {len(rows)}: {gain:+.0%} with {', '.join(changed) or 'the default'}"]
-    told += [told_of(one) for one in sorted(evidence, key=lambda one: -one.gain)[:_MOST_TOLD] if one.gain > 0]
+    paid = {one.dimension: one for one in sorted(evidence, key=lambda one: one.gain) if one.supporting > one.against}
+    told += [told_of(one) for one in sorted(paid.values(), key=lambda one: -one.gain)[:_MOST_TOLD]]
     moved = {one.dimension for one in evidence if one.supporting + one.against}
     if idle := sorted({one.dimension for one in evidence} - moved):
         told.append(f"made no difference: {', '.join(idle)}")
@@ -177,8 +185,9 @@ def _sentences(
 def _dead_ends(history: History, evidence: Sequence[Evidence]) -> tuple[str, ...]:
     failed = Counter(_failure(history, trial) for trial in history.trials if not trial.outcome.ok)
     told = [f"{words} ({count})" for words, count in failed.most_common(_MOST_TOLD)]
-    hurting = [one for one in evidence if one.against and not one.supporting]
-    return tuple(told + [told_of(one) for one in sorted(hurting, key=lambda one: one.gain)[:_MOST_TOLD]])
+    default = history.space.default
+    lost = [one for one in evidence if one.against > one.supporting and default.get(one.dimension) == one.before]
+    return tuple(told + [told_of(one) for one in sorted(lost, key=lambda one: one.gain)[:_MOST_TOLD]])
 
 
 def _failure(history: History, trial: Trial) -> str:

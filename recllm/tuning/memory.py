@@ -11,6 +11,7 @@ cannot be read is refused with its file and line.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recllm.tuning.cognition import Summary, default_score, means
+from recllm.tuning.cognition import Summary, default_score, log_ratio, means
 from recllm.tuning.descriptors import likeness
 from recllm.tuning.measure import claimed
 from recllm.tuning.memory_files import (
@@ -33,19 +34,21 @@ from recllm.tuning.memory_files import (
 )
 from recllm.tuning.rules import Line, Rule, applying
 from recllm.tuning.space import Space
-from recllm.tuning.transfer import Expectation, Landscape, log_ratio, mended
+from recllm.tuning.transfer import Expectation, Landscape, mended
 from recllm.tuning.trial import History
 
 _LOCK_FILE = ".lock"
 # A study on data less alike than this is not heard; of those that are, the most alike so many.
 LEAST_LIKENESS = 0.02
 MOST_STUDIES = 8
+# Of them, so many are told of in words.
+MOST_TOLD = 3
 # What a study's word loses by each later one of the same space.
 DECAY = 0.05
 # Of a study's best configurations, so many may become a start; a study's landscape rests on so many trials at most.
 CANDIDATES = 10
-STARTS = 3
-MOST_TRIALS = 400
+MOST_STARTS = 4
+MOST_TRIALS = 200
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,12 @@ class Prior:
 
     Args:
         text: their summaries, the most alike data first. start: the configuration to begin with; None without any.
-        studies: that were heard, with the weight of each word. starts: that one and the next best, unlike each other.
+        studies: that were heard, with the weight of each word.
     """
 
     text: str
     start: dict[str, Any] | None
     studies: tuple[tuple[str, float], ...]
-    starts: tuple[dict[str, Any], ...] = ()
 
 
 class Memory:
@@ -122,17 +124,22 @@ class Memory:
     def prior(self, space: Space, data: Mapping[str, float]) -> Prior:
         """What to tell a proposer before it starts, and where to start.
 
-        The start is, among the ten best configurations of each study heard, made legal in `space`, the one whose
-        expected gain is the greatest: by each study's landscape, the mean over studies weighted by the likeness of
-        their data. A configuration that was measured well by luck, or is good on one study's data only, falls behind.
+        The start begins as the one, among the ten best configurations of each study heard, made legal in `space`, whose
+        expected score is the greatest: by each study's landscape, the mean over studies weighted by the likeness of
+        their data, so that one that was measured well by luck, or is good on its own data only, falls behind. Single
+        changes lead on from it as long as the studies together expect more of them.
         """
         heard = self.heard(space, data)
         told = tuple((study.summary.study, round(weight, 3)) for study, weight in heard)
         text = "\n".join(
-            f"{study.summary.study} (alike {weight:.2f}): {'; '.join(study.sentences)}" for study, weight in heard
+            f"{study.summary.study} (alike {weight:.2f}): {'; '.join(study.sentences)}"
+            for study, weight in heard[:MOST_TOLD]
         )
-        starts = self._starts(space, data, heard)
-        return Prior(text, starts[0] if starts else None, told, tuple(starts))
+        candidates, expectation = self._candidates(space, data), self.expectation(space, data, History(space))
+        start = None
+        if candidates and expectation:
+            start = expectation.climb(space, candidates[int(np.argmax(expectation.of(candidates)))])
+        return Prior(text, start, told)
 
     def heard(self, space: Space, data: Mapping[str, float]) -> list[tuple[Known, float]]:
         """The studies of a space of that name with the weight of each one's word, the weightiest first."""
@@ -162,7 +169,7 @@ class Memory:
     def _landscape(self, space: Space, study: Known) -> Landscape:
         summary = study.summary
         axes = tuple((axis.name, axis.values, axis.low, axis.high) for axis in space.axes)
-        key = (axes, summary.study, repr(summary.trials))
+        key = (axes, summary.study)
         if key not in self._landscapes:
             trials = sorted(summary.trials, key=lambda row: -(row[1] or 0.0))
             # The best half of what is allowed, and the rest evenly from what is left.
@@ -175,32 +182,45 @@ class Memory:
             self._landscapes[key] = Landscape.fit(space, configs, ratio_C, noise)
         return self._landscapes[key]
 
-    def _starts(
-        self, space: Space, data: Mapping[str, float], heard: list[tuple[Known, float]]
-    ) -> list[dict[str, Any]]:
-        candidates: dict[str, dict[str, Any]] = {}
-        for study, _ in heard:
+    def next_start(self, space: Space, data: Mapping[str, float], history: History) -> dict[str, Any] | None:
+        """The next configuration of earlier studies to try before any proposal; None where none is worth a trial.
+
+        The first is the prior's `start`. Each trial tells how this data set departs from the earlier ones, so what is
+        expected of the others changes, and the next is the one of the greatest expectation, as long as that is more
+        than what the study stands on has, and at most MOST_STARTS in all.
+        """
+        begun = sum(trial.source == "memory" for trial in history.trials)
+        if not begun:
+            start = self.prior(space, data).start
+            return None if start is None or space.key(start) in history.tried else start
+        base, expectation = default_score(history), self.expectation(space, data, history)
+        if begun >= MOST_STARTS or base is None or expectation is None:
+            return None
+        left = [config for config in self._candidates(space, data) if space.key(config) not in history.tried]
+        if not left:
+            return None
+        ratio_C = expectation.of(left)
+        best = int(np.argmax(ratio_C))
+        standing = log_ratio(history.best.outcome.score, base) if history.best else -math.inf
+        return left[best] if ratio_C[best] > standing else None
+
+    def _candidates(self, space: Space, data: Mapping[str, float]) -> list[dict[str, Any]]:
+        """The best configurations of every study heard, made legal, without the default."""
+        found: dict[str, dict[str, Any]] = {}
+        for study, _ in self.heard(space, data):
             good = sorted((row for row in study.summary.trials if row[1] is not None), key=lambda row: -row[1])
             for config in (study.summary.best, *(config for config, _ in good[:CANDIDATES])):
                 legal = mended(space, config)
-                candidates.setdefault(space.key(legal), legal)
-        candidates.pop(space.key(space.default), None)
-        expectation = self.expectation(space, data, History(space))
-        if not candidates or expectation is None:
-            return []
-        configs = list(candidates.values())
-        ranked = [configs[place] for place in np.argsort(-expectation.of(configs), kind="stable")]
-        starts: list[dict[str, Any]] = []
-        for config in ranked:
-            if all(space.distance(config, other) * len(space.axes) >= 2 for other in starts):
-                starts.append(config)
-        return starts[:STARTS]
+                found.setdefault(space.key(legal), legal)
+        found.pop(space.key(space.default), None)
+        return list(found.values())
 
     def _content(self) -> tuple[Any, tuple[Line, ...], tuple[Known, ...]]:
         """The files' content, read again where one of them changed."""
         files = [self.folder / RULES_FILE, *sorted((self.folder / SUMMARIES).glob("*"))]
         stats = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
         if self._read is None or self._read[0] != stats:
+            self._landscapes.clear()
             self._read = (stats, read_lines(self.folder / RULES_FILE), read_known(self.folder / SUMMARIES))
         return self._read
 

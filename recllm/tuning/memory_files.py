@@ -155,9 +155,7 @@ def _known(name: str, row: Mapping[str, Any], sentences: tuple[str, ...]) -> Kno
     summary = Summary(
         *(name, row["space"], data, score, _number("epsilon", row["epsilon"], 0.0), trials),
         *(_config("best", row["best"]), _number("gain", row["gain"], -1.0), ()),
-        tuple(
-            (pair[0], pair[1]) for pair in _list("pruned", row["pruned"]) if isinstance(pair, list) and len(pair) == 2
-        ),
+        tuple(_pair(pair) for pair in _list("pruned", row["pruned"])),
     )
     return Known(summary, row["learned"], sentences, str(row["digest"]))
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from recllm.tuning.families import story
+from recllm.tuning.proposal import MOST_REPLY, MOST_WORDS, first_object
 from recllm.tuning.space import Space
 
 if TYPE_CHECKING:  # a trial holds a reflection
     from recllm.tuning.trial import History, Trial
 
+MOST_PRUNED = 4
+_MOST_LIMIT = 60  # characters of what limits a study
+_TEXTS = {"causal_attribution": MOST_WORDS, "bottleneck": _MOST_LIMIT, "when": MOST_WORDS, "next_action": MOST_WORDS}
+_FIELDS = ("causal_attribution", "bottleneck", "when", "confidence", "next_action", "prune")
 _GROWN = ("timeout", "out_of_memory", "too_large")
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 
@@ -139,3 +144,78 @@ def pruned(space: Space, change: tuple[str, Any, Any], trial: Trial) -> tuple[tu
     if trial.outcome.status in _GROWN and axis.cost != "none" and axis.values and axis.unit(after) > axis.unit(before):
         further = tuple((name, value) for value in axis.values if axis.unit(value) > axis.unit(after))
     return ((name, after), *further)
+
+
+def reflection_schema(history: History, trial: Trial) -> dict[str, Any]:
+    """JSON Schema of what a model says of a trial; verdict and effect are told by the numbers.
+
+    `when` and `confidence` are of the generalised rule, `prune` holds settings not to try again.
+    """
+    settings = []
+    for axis in history.space.axes:
+        if axis.name in trial.config:
+            value = {key: told for key, told in axis.schema().items() if key not in ("default", "description")}
+            said = {"dimension": {"const": axis.name}, "value": value}
+            settings.append(_object(said))
+    said = {name: {"type": "string", "minLength": 1, "maxLength": most} for name, most in _TEXTS.items()}
+    said["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
+    said["prune"] = {"type": "array", "maxItems": MOST_PRUNED, "items": {"anyOf": settings}}
+    told = _object({name: said[name] for name in _FIELDS})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | told
+
+
+def read_reflection(reply: str, history: History, trial: Trial) -> Reflection | None:
+    """The reflection in a model's reply, or None where there is none of the schema.
+
+    Verdict, change of the score, failure and the rule's effect come from the numbers, whatever the reply says. What it
+    prunes is added to what the numbers prune; a setting that the study stands on is not pruned.
+    """
+    found = first_object(reply) if isinstance(reply, str) and len(reply) <= MOST_REPLY else None
+    if found is None or set(found) != set(_FIELDS):
+        return None
+    for name, most in _TEXTS.items():
+        if not isinstance(found[name], str) or not found[name].strip() or len(found[name]) > most:
+            return None
+    sure = found["confidence"]
+    if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
+        return None
+    closed = _settings(found["prune"], history.space)
+    if closed is None:
+        return None
+    measured = measured_reflection(history, trial)
+    told = {name: " ".join(found[name].split()) for name in _TEXTS}
+    standing = history.best.config if history.best else {}
+    closed = [(name, value) for name, value in closed if standing.get(name) != value]
+    rule = measured.rule and replace(measured.rule, when=told["when"], confidence=float(sure))
+    return replace(
+        measured,
+        causal_attribution=told["causal_attribution"],
+        bottleneck=told["bottleneck"],
+        rule=rule,
+        next_action=told["next_action"],
+        prune=tuple(dict.fromkeys([*measured.prune, *closed])),
+        source="model",
+    )
+
+
+def _settings(found: Any, space: Space) -> list[tuple[str, Any]] | None:
+    """(axis, value) pairs of a reply's `prune`; None where one is not legal."""
+    if not isinstance(found, list) or len(found) > MOST_PRUNED:
+        return None
+    settings = []
+    for one in found:
+        if not isinstance(one, dict) or set(one) != {"dimension", "value"}:
+            return None
+        axis = space.by_name.get(one["dimension"]) if isinstance(one["dimension"], str) else None
+        if axis is None:
+            return None
+        try:
+            settings.append((axis.name, axis.check(one["value"])))
+        except ValueError:
+            return None
+    return settings
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    names = list(properties)
+    return {"type": "object", "properties": dict(properties), "required": names, "additionalProperties": False}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recllm.tuning.axes import Axis
-from recllm.tuning.cognition import Evidence, default_score, evidence_of, means
+from recllm.tuning.cognition import Evidence, evidence_of
 from recllm.tuning.reflection import change_of, measured_verdict
 from recllm.tuning.trial import History
 
@@ -19,6 +19,8 @@ from recllm.tuning.trial import History
 MOST_A_STUDY = 4
 # What a change to the same value from another one, on the same side of it, says of this one.
 FROM_ELSEWHERE = 0.3
+# What is expected of a change here, by all configurations measured, counts as so many pairs that saw it.
+EXPECTED = 4
 SUSPENDED_AFTER = 2
 PROMOTED_FROM = 2
 HERE = "this study"
@@ -96,8 +98,12 @@ class Gathered:
         self.leaning[study] += one.supporting - one.against
 
     def rule(self, dimension: str, value: Any, gain: float | None) -> Rule:
-        """The rule, with a gain that was told by other means than the mean of the pairs, or without one."""
-        gain = self.gain / self.weight if gain is None else gain
+        """The rule; `gain` is what the change is expected to do here by all that was measured, None where unknown.
+
+        The pairs saw this very change, though not here: they count by their weight, the expectation as EXPECTED pairs.
+        """
+        known = 0.0 if gain is None else EXPECTED
+        gain = (self.gain + known * (gain or 0.0)) / (self.weight + known)
         confidence = (self.rose + 1) / (self.rose + self.fell + 2)
         # Counts and size must agree: a change that often pays a little and sometimes costs much is not a rule.
         effect = "neutral"
@@ -168,8 +174,7 @@ def _words(
     for line in lines:
         if line.space == history.space.name and not line.off:
             yield from ((study, weights[study], one) for study, one in line.evidence.items() if study in weights)
-    if base := default_score(history):
-        yield from ((HERE, 1.0, one) for one in evidence_of(history, list(means(history).values()), base))
+    yield from ((HERE, 1.0, one) for one in evidence_of(history))
 
 
 def _legal(axis: Axis, *values: Any) -> bool:

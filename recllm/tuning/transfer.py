@@ -1,8 +1,9 @@
 """What earlier studies measured, carried to a configuration that this study has not tried yet.
 
 Scores are told as the logarithm of their ratio to the default's, which makes data sets alike. Each earlier study is a
-Gaussian process over the space; a new study expects their mean, weighted by likeness of the data, and corrects it by a
-Gaussian process over what its own trials left unexplained.
+sum of its axes' effects (ridge regression) and what they leave (a Gaussian process over the space). A new study expects
+the mean of the earlier ones, weighted by likeness of the data, and corrects it by a Gaussian process over what its own
+trials departed from it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import numpy as np
 from recllm.tuning.axes import Axis
 from recllm.tuning.space import Space
 
-LEAST_RATIO = 0.2  # how much worse than a fifth of the default a trial is does not matter
 # How far a new data set departs from earlier ones, as a share of how far their configurations are apart.
 DEPARTURE = 0.5
+# Departures of two configurations this far apart, by what mattered, have hardly anything in common but single effects.
+_REACH = 0.2
+_LEVELS = 9
+# A change that promises less than a hundredth is not made on promises alone.
+LEAST_STEP = 0.01
+_LEAST = 1e-3
 
-
-def log_ratio(score: float | None, default_score: float) -> float:
-    """Logarithm of a score over the default's, at least that of LEAST_RATIO, which a failed trial has."""
-    return math.log(max((score or 0.0) / default_score, LEAST_RATIO))
+Configs = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,38 +36,54 @@ class Landscape:
     """A study as a function of the configuration.
 
     Args:
-        process: fitted `sklearn` Gaussian process. spread: standard deviation of its log ratios.
+        effects: fitted ridge regression on `places`. rest: fitted Gaussian process on `positions`, of what is left.
+        relevance_A: each axis's share of what the effects explain, sum 1. spread: standard deviation of the log ratios.
     """
 
     space: Space
-    process: Any
+    effects: Any
+    rest: Any
+    relevance_A: np.ndarray
     spread: float
 
     @classmethod
-    def fit(cls, space: Space, configs: Sequence[Mapping[str, Any]], ratio_C: np.ndarray, noise: float) -> Landscape:
+    def fit(cls, space: Space, configs: Configs, ratio_C: np.ndarray, noise: float) -> Landscape:
         """Fit to checked configurations and their log ratios; `noise` is their standard deviation between seeds."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+        from sklearn.linear_model import RidgeCV
 
-        point_CF, spread = features(space, configs), max(float(np.std(ratio_C)), noise, 1e-3)
-        lengths = np.full(point_CF.shape[1], 2.0)
-        least = max((noise / spread) ** 2, 1e-4)
-        kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF(lengths, (0.3, 30.0)) + WhiteKernel(least, (least / 2, 1.0))
-        process = GaussianProcessRegressor(kernel, normalize_y=True)
+        blocks = [places(axis, configs) for axis in space.axes]
+        effects = RidgeCV(np.logspace(-1, 2, 8)).fit(np.hstack(blocks), ratio_C)
+        left_C = ratio_C - effects.predict(np.hstack(blocks))
+        least = min(max((noise / max(float(np.std(left_C)), _LEAST)) ** 2, 1e-4), 0.9)
+        kernel = ConstantKernel(1.0, (1e-2, 10.0)) * RBF(2.0, (0.3, 30.0)) + WhiteKernel(least, (least / 2, 2.0))
+        rest = GaussianProcessRegressor(kernel, normalize_y=True)
         with warnings.catch_warnings():
-            # An axis that does not matter has a length at its bound, which is how it should be.
+            # Where the effects say it all, the process's scales end at their bounds, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process.fit(point_CF, ratio_C)
-        return cls(space, process, spread)
+            rest.fit(positions(space, configs), left_C)
+        ends = np.cumsum([block.shape[1] for block in blocks])
+        coefficients = np.split(effects.coef_, ends[:-1])
+        share_A = np.array([np.var(block @ these) for block, these in zip(blocks, coefficients, strict=True)])
+        # No axis is thought to be of no use: this study's data may be the one where it is.
+        share_A += max(share_A.sum(), _LEAST**2) * 0.2 / len(share_A)
+        return cls(space, effects, rest, share_A / share_A.sum(), max(float(np.std(ratio_C)), noise, _LEAST))
 
-    def expect(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def expect(self, configs: Configs) -> np.ndarray:
         """Expected log ratio of each configuration."""
-        return self.process.predict(features(self.space, configs))
+        effects_C = self.effects.predict(np.hstack([places(axis, configs) for axis in self.space.axes]))
+        return effects_C + self.rest.predict(positions(self.space, configs))
 
-    def alike(self, configs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """How alike configurations are by what mattered in this study, 0 to 1, of shape (configs, others)."""
-        return self.process.kernel_.k1.k2(features(self.space, configs), features(self.space, others))
+    def alike(self, configs: Configs, others: Configs) -> np.ndarray:
+        """How much departures of configurations have in common, 0 to 1, of shape (configs, others).
+
+        Half is what their axes' effects share, one by one, half falls with the distance by all of them together.
+        """
+        gap_XCA = np.stack([apart(axis, configs, others) for axis in self.space.axes], axis=-1)
+        distance_XC = gap_XCA @ self.relevance_A
+        return (1 - distance_XC + np.exp(-distance_XC / _REACH)) / 2
 
 
 @dataclass(frozen=True)
@@ -82,35 +101,77 @@ class Expectation:
     ratio_C: np.ndarray | None = None
     noise: float = 0.02
 
-    def of(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def of(self, configs: Configs) -> np.ndarray:
         """Expected log ratio of each configuration to the default's score."""
-        return self._before(configs) + self._departure(configs)
-
-    def _before(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.average([one.expect(configs) for one in self.landscapes], axis=0, weights=self.weights)
-
-    def _departure(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        expected_X = self._mean([one.expect(configs) for one in self.landscapes])
         if not self.configs:
-            return np.zeros(len(configs))
-        own_CC, own_XC = self._alike(self.configs), self._alike(configs)
-        scale = DEPARTURE * float(np.average([one.spread for one in self.landscapes], weights=self.weights))
-        noisy_CC = scale**2 * own_CC + max(self.noise, 1e-3) ** 2 * np.eye(len(self.configs))
-        left_C = self.ratio_C - self._before(self.configs)
-        return scale**2 * own_XC @ np.linalg.solve(noisy_CC, left_C)
+            return expected_X
+        scale = DEPARTURE * float(self._mean([one.spread for one in self.landscapes]))
+        common_CC = self._mean([one.alike(self.configs, self.configs) for one in self.landscapes])
+        common_XC = self._mean([one.alike(configs, self.configs) for one in self.landscapes])
+        noisy_CC = scale**2 * common_CC + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
+        departed_C = self.ratio_C - self._mean([one.expect(self.configs) for one in self.landscapes])
+        return expected_X + scale**2 * common_XC @ np.linalg.solve(noisy_CC, departed_C)
 
-    def _alike(self, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.average([one.alike(configs, self.configs) for one in self.landscapes], axis=0, weights=self.weights)
+    def climb(self, space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration that single changes of value sets lead to from one, each time the most promising.
+
+        It ends where none promises more than LEAST_STEP, or after as many changes as there are axes.
+        """
+        config = dict(config)
+        for _ in space.axes:
+            options = [config, *space.neighbours(config)]
+            expected_X = self.of(options)
+            best = int(np.argmax(expected_X))
+            if expected_X[best] <= expected_X[0] + LEAST_STEP:
+                break
+            config = options[best]
+        return config
+
+    def _mean(self, found: Sequence[Any]) -> Any:
+        return np.average(found, axis=0, weights=self.weights)
 
 
-def features(space: Space, configs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Configurations as points: each axis of numbers 0 to 1, a name one place a value; the middle where inactive."""
-    return np.array([[place for axis in space.axes for place in _places(axis, config)] for config in configs])
+def places(axis: Axis, configs: Configs) -> np.ndarray:
+    """Each configuration's place on an axis, of shape (configs, places): 1 at its value, 0 elsewhere.
+
+    A value of a range is shared between the two nearest of nine even levels. All 0 where the axis does not matter.
+    """
+    count = len(axis.values) or _LEVELS
+    found_CP = np.zeros((len(configs), count))
+    for row, config in enumerate(configs):
+        if axis.name in config:
+            place = axis.values.index(config[axis.name]) if axis.values else axis.unit(config[axis.name]) * (count - 1)
+            below = min(int(place), count - 1)
+            found_CP[row, below] = 1 - (place - below)
+            if place > below:
+                found_CP[row, below + 1] = place - below
+    return found_CP
 
 
-def _places(axis: Axis, config: Mapping[str, Any]) -> list[float]:
+def positions(space: Space, configs: Configs) -> np.ndarray:
+    """Configurations as points, of shape (configs, numbers): an axis of numbers 0 to 1, a name one number a value.
+
+    The middle where an axis does not matter.
+    """
+    return np.array([[number for axis in space.axes for number in _position(axis, config)] for config in configs])
+
+
+def _position(axis: Axis, config: Mapping[str, Any]) -> list[float]:
     if axis.ordered or len(axis.values) == 2:
         return [axis.unit(config[axis.name]) if axis.name in config else 0.5]
     return [float(config.get(axis.name) == value) for value in axis.values]
+
+
+def apart(axis: Axis, configs: Configs, others: Configs) -> np.ndarray:
+    """How far configurations are apart on an axis, 0 to 1, of shape (configs, others); see `Space.distance`."""
+    one_X, other_C = (
+        np.array([axis.unit(config[axis.name]) if axis.name in config else -1.0 for config in these])
+        for these in (configs, others)
+    )
+    gap_XC = np.abs(one_X[:, None] - other_C)
+    whole_XC = ((one_X[:, None] < 0) != (other_C < 0)) | (not axis.ordered)
+    return np.where(whole_XC, (gap_XC > 0).astype(float), gap_XC)
 
 
 def mended(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
