@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from recllm.teachers.protocol import TeacherError
 from recllm.tuning.proposer import Proposed, propose
 from recllm.tuning.runner import Outcome
 from recllm.tuning.trial import History, Situation, Trial
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from recllm.tuning.baselines import Suggester
@@ -21,7 +25,8 @@ class ModelChooser:
     """Asks a language model for proposals.
 
     A model that is told situations in full also writes the reflections' words; one that is told them briefly was
-    trained to propose, and its reflections are those by the numbers.
+    trained to propose, and its reflections are those by the numbers. So are those of a model that cannot be reached:
+    a trial that has ended is not given up for its words.
     """
 
     model: LanguageModel
@@ -40,12 +45,18 @@ class ModelChooser:
         from recllm.tuning.prompt import reflection_messages
         from recllm.tuning.reflection import read_reflection, reflection_schema
 
-        asks = [
-            Ask(reflection_messages(situation, trial, self.model.style), reflection_schema(situation.history, trial), seed)
-            for situation, trial, seed in zip(situations, trials, seeds, strict=True)
-        ]
+        asks = []
+        for situation, trial, seed in zip(situations, trials, seeds, strict=True):
+            schema = reflection_schema(situation.history, trial)
+            messages = reflection_messages(situation, trial, self.model.style, schema["properties"])
+            asks.append(Ask(messages, schema, seed))
+        try:
+            replies = self.model.reply(asks)
+        except TeacherError as error:
+            logger.warning("no reflection by %s, the numbers' own stands: %s", self.model.name, error)
+            return list(trials)
         told = []
-        for situation, trial, reply in zip(situations, trials, self.model.reply(asks), strict=True):
+        for situation, trial, reply in zip(situations, trials, replies, strict=True):
             found = read_reflection(reply, situation.history, trial)
             told.append(trial if found is None else replace(trial, reflection=found))
         return told

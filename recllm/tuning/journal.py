@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +133,7 @@ class Journal:
         return Handle(self._study, self._trials()[number]._trial_id)
 
     def mend(self) -> None:
-        """Close the trials whose worker was killed between their record and their end. Only one worker at a time may."""
+        """Close the trials whose worker was killed between record and end. One worker at a time: see `alone`."""
         for found in self._trials():
             if _ENDED in found.user_attrs and not found.state.is_finished():
                 self._tell(Trial.of_row(found.user_attrs[_ENDED]["trial"]))

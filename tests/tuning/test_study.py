@@ -5,19 +5,25 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from recllm.tuning.agent import Agent
 from recllm.tuning.baselines import suggester
-from recllm.tuning.choosers import SamplerChooser
+from recllm.tuning.choosers import ModelChooser, SamplerChooser
 from recllm.tuning.journal import JOURNAL_FILE
+from recllm.tuning.language import Recorder, Transcript
 from recllm.tuning.runner import Outcome
 from recllm.tuning.spaces import surface_space
 from recllm.tuning.study import STUDY_FILE, Study
+
+sys.path.insert(0, str(Path(__file__).parent))
+from drawing import Chooses
 
 SPACE = surface_space("sasrec")
 BUDGET = 6
@@ -32,9 +38,9 @@ def evaluate(config, seed):
     return Outcome("ok", key, dict(config), seed, {"validation/ndcg@10": 0.05 + (number % 1000) * 1e-5}, 1000)
 
 
-def study(folder, run=evaluate, budget=BUDGET, **options):
+def study(folder, run=evaluate, budget=BUDGET, chooser=None, **options):
     agent = Agent(SPACE, {"users": 40}, budget, seed=3)
-    return Study(folder, agent, SamplerChooser(suggester("climb", seed=3)), run, seed=7, **options)
+    return Study(folder, agent, chooser or SamplerChooser(suggester("climb", seed=3)), run, seed=7, **options)
 
 
 def rows(history):
@@ -73,7 +79,7 @@ def dies_at(append, torn):
             os.kill(os.getpid(), signal.SIGKILL)
         self._lock.acquire()
         text = "\n".join(json.dumps(log) for log in logs).encode()
-        with open(self._file_path, "ab") as stream:
+        with Path(self._file_path).open("ab") as stream:
             stream.write(text[: len(text) // 2])
             stream.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -117,6 +123,16 @@ def test_a_study_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_p
     assert rows(found) == rows(whole)
     assert found.epsilon == whole.epsilon > 1e-4
     assert [trial.number for trial in found.trials] == list(range(BUDGET))
+
+
+def test_a_recorded_study_is_replayed_through_any_kills(tmp_path):
+    """Proposals, repairs and reflections as they were, with nothing but the transcript to ask."""
+    recorder = Recorder(Chooses(style="full"), tmp_path / "replies.jsonl")
+    whole = study(tmp_path / "whole", chooser=ModelChooser(recorder)).run()
+    assert {trial.source for trial in whole.trials} >= {"default", "model"}
+    replayed = {"chooser": ModelChooser(Transcript(tmp_path / "replies.jsonl"))}
+    assert killed_until_done(tmp_path / "killed" / "study", 3, True, **replayed) > 3
+    assert rows(study(tmp_path / "killed" / "study", **replayed).run()) == rows(whole)
 
 
 def test_a_finished_study_runs_nothing(tmp_path):

@@ -1,0 +1,30 @@
+"""Who chooses, from the one word that a config or a command line names it by."""
+
+from __future__ import annotations
+
+from recllm.tuning.agent import Chooser
+from recllm.tuning.baselines import METHODS, suggester
+from recllm.tuning.choosers import ModelChooser, SamplerChooser
+from recllm.tuning.language import Recorder, load_language_model
+from recllm.tuning.opro import Opro
+
+
+def load_chooser(spec: str, seed: int = 0, record: str | None = None) -> Chooser:
+    """A sampler of `recllm.tuning.baselines`, a model as `load_language_model` names it, or `opro:` before a model.
+
+    record: file that a language model's replies are kept in and answered from.
+
+    Raises:
+        ValueError: an unknown word, or a sampler that is to be recorded.
+    """
+    if spec in METHODS:
+        if record:
+            raise ValueError(f"{spec} says nothing that could be recorded; leave out record")
+        return SamplerChooser(suggester(spec, seed))
+    kind, _, rest = spec.partition(":")
+    try:
+        model = load_language_model(rest if kind == "opro" else spec)
+    except ValueError as error:
+        raise ValueError(f"proposer {spec!r}: {error}; or one of {', '.join(METHODS)}") from error
+    model = Recorder(model, record) if record else model
+    return Opro(model) if kind == "opro" else ModelChooser(model)

@@ -1,0 +1,169 @@
+"""The agent's logic, and the lockstep of many studies: the same as one study at a time, with every switch."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recllm.tuning.agent import Agent, StudyRun, run_many, step_many
+from recllm.tuning.baselines import suggester
+from recllm.tuning.choosers import ModelChooser, SamplerChooser, SurfaceTrials
+from recllm.tuning.cognition import summarise
+from recllm.tuning.memory import Memory
+from recllm.tuning.proposer import Proposed
+from recllm.tuning.runner import OBJECTIVE, Outcome
+from recllm.tuning.spaces import surface_space
+from recllm.tuning.study import Study
+from recllm.tuning.surface import Surface, surface_row, write_surface
+from recllm.tuning.trial import History
+
+sys.path.insert(0, str(Path(__file__).parent))
+from drawing import Chooses
+
+SPACE = surface_space("sasrec")
+DATA = {"users": 1300.0, "items": 500.0, "avg_len": 6.0, "p90_len": 11.0, "density": 0.01, "gini": 0.5}
+
+
+def evaluate(config, seed):
+    """Dropout, ties and a larger rate help; three blocks fail."""
+    score = 0.05 + 0.02 * config["dropout"] + 0.01 * config["tie_embeddings"] + 0.004 * np.log10(config["lr"] / 1e-4)
+    if config["num_blocks"] == 3:
+        return Outcome("too_large", SPACE.key(config), dict(config), seed, words="too many")
+    return Outcome("ok", SPACE.key(config), dict(config), seed, {OBJECTIVE: float(score)}, 1000 * config["hidden_dim"])
+
+
+def agent(seed=0, budget=12, **switches):
+    return Agent(SPACE, DATA, budget, seed, **switches)
+
+
+def runs(count, **switches):
+    return [StudyRun(agent(seed, **switches), evaluate, epsilon=0.001) for seed in range(count)]
+
+
+def rows(history):
+    return [trial.row() for trial in history.trials]
+
+
+def test_many_studies_in_a_batch_go_as_each_alone():
+    together, model = runs(4), Chooses()
+    run_many(together, ModelChooser(model))
+    assert max(model.batches) == 4 and len(model.batches) <= 2 * 11  # a repair at most after each ask
+    for seed, run in enumerate(together):
+        alone = StudyRun(agent(seed), evaluate, epsilon=0.001)
+        run_many([alone], ModelChooser(Chooses()))
+        assert rows(alone.history) == rows(run.history)
+    assert rows(together[0].history) != rows(together[1].history)
+    assert step_many(together, ModelChooser(model)) == 0
+
+
+def test_a_study_in_a_folder_goes_as_the_lockstep_does(tmp_path):
+    run = StudyRun(agent(5), evaluate, seed=1, epsilon=0.001)
+    run_many([run], ModelChooser(Chooses()))
+    study = Study(tmp_path, agent(5), ModelChooser(Chooses()), evaluate, seed=1, epsilon=0.001)
+    assert rows(study.run()) == rows(run.history)
+
+
+def test_a_trial_changes_one_axis_of_what_the_study_stands_on():
+    (run,) = runs(1, budget=25)
+    run_many([run], ModelChooser(Chooses()))
+    standing = None
+    for trial in run.history.trials:
+        if trial.source == "default":
+            assert trial.config == SPACE.default and trial.kept and trial.parent is None and trial.reflection is None
+        else:
+            assert trial.parent == standing.number
+            both = standing.config.keys() & trial.config.keys()
+            (changed,) = {name for name in both if trial.config[name] != standing.config[name]}
+            assert trial.config == SPACE.change(standing.config, changed, trial.config[changed])
+            assert trial.proposal is None or trial.proposal.changed_dimension == changed
+            assert trial.reflection.verdict in ("confirmed", "refuted", "inconclusive")
+            better = trial.outcome.ok and trial.outcome.score > standing.outcome.score + 0.001
+            assert trial.kept == better or trial.outcome.parameters < standing.outcome.parameters
+        standing = trial if trial.kept else standing
+    assert run.history.best is standing
+    assert len(run.history.tried) == 25
+    sources = [trial.source for trial in run.history.trials]
+    assert sources.count("model") > sources.count("repaired") > 0
+
+
+def test_a_default_that_fails_is_changed_all_the_same():
+    def broken(config, seed):
+        if config == SPACE.default:
+            return Outcome("crash", SPACE.key(config), dict(config), seed, words="no")
+        return evaluate(config, seed)
+
+    run = StudyRun(agent(), broken, epsilon=0.001)
+    run_many([run], ModelChooser(Chooses()))
+    first, second = run.history.trials[:2]
+    assert not first.kept and first.outcome.status == "crash"
+    assert second.parent == 0 and second.kept
+
+
+def test_the_switches():
+    bare, whole = runs(1, reflect=False, coverage=False)[0], runs(1)[0]
+    run_many([bare], ModelChooser(Chooses()))
+    run_many([whole], ModelChooser(Chooses()))
+    assert all(trial.reflection is None for trial in bare.history.trials)
+    assert [trial.reflection is None for trial in whole.history.trials] == [True] + [False] * 11
+
+    often = History(SPACE, epsilon=0.001)
+    often = whole.agent.absorb(often, whole.agent.opening(often), evaluate(SPACE.default, 0))
+    for value in (0.0001, 0.001, 0.003, 0.01, 0.03, 0.0003):
+        config = SPACE.change(often.present, "lr", value) if often.present["lr"] != value else None
+        if config is not None:
+            proposed = Proposed(None, config, "random")
+            often = whole.agent.absorb(often, proposed, replace(evaluate(config, 0), metrics={OBJECTIVE: 0.04}))
+    for seed, name in enumerate(("dropout", "dropout")):
+        config = SPACE.change(often.present, name, (0.0, 0.4)[seed])
+        proposed = Proposed(None, config, "random")
+        often = whole.agent.absorb(often, proposed, replace(evaluate(config, 0), metrics={OBJECTIVE: 0.04}))
+    assert whole.agent.situation(often).masked == {"lr", "dropout"}
+    assert bare.agent.situation(often).masked == frozenset()
+
+
+def test_a_sampler_is_a_chooser(tmp_path):
+    (run,) = runs(1)
+    run_many([run], SamplerChooser(suggester("random", 3)))
+    assert [trial.source for trial in run.history.trials] == ["default"] + ["sampler"] * 11
+    assert {trial.parent for trial in run.history.trials} == {None}
+
+
+def test_memory_tells_where_to_begin_and_what_to_expect(tmp_path):
+    (earlier,) = runs(1, budget=30)
+    run_many([earlier], ModelChooser(Chooses()))
+    memory = Memory(tmp_path)
+    memory.learn(summarise("earlier", earlier.history, DATA))
+    run = StudyRun(agent(memory=memory, budget=5), evaluate, epsilon=0.001)
+    run_many([run], ModelChooser(Chooses()))
+    default, start = run.history.trials[:2]
+    assert (default.source, start.source) == ("default", "memory")
+    assert start.config == memory.prior(SPACE, DATA).start and start.parent is None
+    assert start.outcome.score > default.outcome.score
+    assert [trial.source for trial in run.history.trials].count("memory") == 1
+    situation = run.agent.situation(run.history)
+    assert situation.prior and situation.rules and situation.left == 0
+    assert run.history.trials[2].parent == 1
+
+
+def test_a_seed_of_a_trial_is_its_own():
+    one = agent(0)
+    seeds = {one.seed_of(number, part) for number in range(50) for part in ("choice", "reflection")}
+    assert len(seeds) == 100 and all(0 <= seed < 2**31 for seed in seeds)
+    assert agent(1).seed_of(0) != one.seed_of(0)
+    with pytest.raises(ValueError, match="at least 1 trial"):
+        agent(budget=0)
+
+
+def test_a_surface_scores_a_configuration_as_its_nearest_and_tells_it_of_the_one_asked_for(tmp_path):
+    measured = [SPACE.default, SPACE.change(SPACE.default, "dropout", 0.6)]
+    told = [surface_row(evaluate(config, 0), "spread") for config in measured]
+    provenance = {"backbone": "sasrec", "limits": {}, "fixed": dict(SPACE.fixed)}
+    write_surface(tmp_path / "s.parquet", told, provenance)
+    trials = SurfaceTrials(Surface.load(tmp_path / "s.parquet"))
+    asked = SPACE.change(SPACE.change(SPACE.default, "dropout", 0.6), "ffn", "swiglu")
+    outcome = trials(asked, 4)
+    assert outcome.config == asked and outcome.key == SPACE.key(asked)
+    assert outcome.score == evaluate(measured[1], 0).score
+    assert trials(measured[0], 4).score == evaluate(measured[0], 0).score
