@@ -36,6 +36,7 @@ from recllm.provenance import content_fingerprint, read_json, write_json
 from recllm.tuning.choosers import ModelChooser
 from recllm.tuning.contest import Contest, Dice, counted, model_share
 from recllm.tuning.curves import SHARES, mean_of_medians, ratio_of_medians, trials_to
+from recllm.tuning.language import load_language_model
 from recllm.tuning.opro import Opro
 from recllm.tuning.surface import Surface
 
@@ -59,7 +60,7 @@ def entries(contest: Contest, specs: Mapping[str, str], opro: str) -> dict[str, 
     """Name -> what makes the studies of a surface."""
     found = {name: partial(contest.sampled, method=method, past=past) for name, (method, past) in SAMPLERS.items()}
     if opro:
-        found["opro"] = lambda name: contest.studies(name, [Opro(model_of(opro))], reflect=False, coverage=False)
+        found["opro"] = partial(contest.studies, choosers=[Opro(_model(opro))], reflect=False, coverage=False)
     for proposer, spec in specs.items():
         for suffix, (past, reflect) in VARIANTS.items():
             found[proposer + suffix] = partial(_proposed, contest, spec, past, reflect)
@@ -67,18 +68,17 @@ def entries(contest: Contest, specs: Mapping[str, str], opro: str) -> dict[str, 
 
 
 def _proposed(contest: Contest, spec: str, past: str, reflect: bool, name: str) -> list:
-    return contest.proposed(
-        name, _chooser(spec.format(dataset=contest.surfaces[name].provenance["dataset"])), past, reflect
-    )
+    model = _model(spec.format(dataset=contest.surfaces[name].provenance["dataset"]))
+    return contest.proposed(name, ModelChooser(model), past, reflect)
 
 
 @cache
-def _chooser(spec: str) -> ModelChooser:
-    return ModelChooser(Dice() if spec == "dice" else model_of(spec))
+def _model(spec: str) -> Any:
+    return Dice() if spec == "dice" else load_language_model(spec)
 
 
 def rows_of(contest: Contest, entry: str, studies: Studies, work: Path | None, told: Mapping[str, Any]) -> dict:
-    """Surface -> rows of its studies; those that `work` has of the same surfaces, seeds and budget are not run again."""
+    """Surface -> rows of its studies; what `work` has of the same surfaces, seeds and budget is not run again."""
     found = {}
     for name, surface in contest.surfaces.items():
         path = work / f"{entry}-{name}.json" if work else None
@@ -143,7 +143,7 @@ def main(
     if not found:
         raise typer.BadParameter(f"{surfaces} has no surface; measure_surfaces.py makes them", param_hint="--surfaces")
     contest = Contest(found, seeds, budget)
-    specs = {"dice": "dice"} | ({"agent": f"local:{tuner}"} if tuner else {})
+    specs = {"dice": "dice"} | ({"agent": f"tuner:{tuner}"} if tuner else {})
     specs |= dict(pair.split("=", 1) for pair in proposers.split(",") if pair)
     known = entries(contest, specs, opro)
     if unknown := [name for name in only.split(",") if name and name not in known]:

@@ -184,27 +184,61 @@ def recommend(
 @app.command()
 @_clear_errors
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's output folder, or one above several runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Output folders, folders above several runs, or studies of tune_backbone.")
+    ],
+    surface: Annotated[
+        Path | None, typer.Option("--surface", help="With studies: the measured surface of their space and data.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", help="With studies: where the report goes; by default the first's.")
+    ] = None,
 ) -> None:
-    """Print the metrics of a run, or of every complete run below a folder."""
+    """Print the metrics of a run, or of every complete run below a folder; of studies, write and print a report.
+
+    The first study is the one that is told of, the others are the tuners that it stands beside.
+    """
+    from recllm.provenance import load_run
+
+    if all((folder / "study.json").is_file() for folder in folders):
+        _report_studies(folders, surface, output_dir)
+        return
+    if surface or output_dir:
+        raise ValueError("--surface and --output_dir are for studies, which have a study.json each")
+    for folder in folders:
+        runs = [path.parent for path in sorted(folder.rglob("run.json")) if load_run(path.parent)]
+        if not folder.is_dir() or not runs:
+            raise ValueError(f"{folder} holds no complete run (no valid run.json in it or below)")
+        for path in runs:
+            _print_run(path, load_run(path) or {})
+
+
+def _report_studies(folders: list[Path], surface: Path | None, output_dir: Path | None) -> None:
+    from recllm.evaluation.report import print_page
+    from recllm.tuning.report import write_report
+    from recllm.tuning.stored import load_study
+    from recllm.tuning.surface import Surface
+
+    studies = [load_study(folder) for folder in folders]
+    path = write_report(studies, output_dir or folders[0], Surface.load(surface) if surface else None)
+    print_page(path)
+    typer.echo(path)
+
+
+def _print_run(path: Path, record: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recllm.provenance import METRICS_FILE, load_run, read_json
+    from recllm.provenance import METRICS_FILE, read_json
 
-    runs = [path.parent for path in sorted(folder.rglob("run.json")) if load_run(path.parent)]
-    if not folder.is_dir() or not runs:
-        raise ValueError(f"{folder} holds no complete run (no valid run.json in it or below)")
+    rows = joined(read_json(path / METRICS_FILE))
+    counted = any(count for _, _, count in rows)
+    table = Table("metric", "value", *(["n"] if counted else []))
+    for row in rows:
+        table.add_row(*(row if counted else row[:2]))
     console = Console(highlight=False)
-    for path in runs:
-        record = load_run(path) or {}
-        rows = joined(read_json(path / METRICS_FILE))
-        counted = any(count for _, _, count in rows)
-        table = Table("metric", "value", *(["n"] if counted else []))
-        for row in rows:
-            table.add_row(*(row if counted else row[:2]))
-        console.print(f"{path} ({record['recipe']}, {record['wall_seconds']:.0f} s)", style="bold", soft_wrap=True)
-        console.print(table)
+    console.print(f"{path} ({record['recipe']}, {record['wall_seconds']:.0f} s)", style="bold", soft_wrap=True)
+    console.print(table)
 
 
 @app.command()

@@ -134,6 +134,16 @@ def markdown_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
+def print_page(path: Path) -> None:
+    """A page of Markdown on the terminal, without its pictures."""
+    from rich.markdown import Markdown
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("!["))
+    # A pipe has no width of its own; the tables need about 170 columns.
+    Console(width=None if Console().is_terminal else 170).print(Markdown(text, hyperlinks=False))
+
+
 def blank_figure(xlabel: str, ylabel: str):
     """A figure without a window, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recllm.data.markdown import code, prose
-from recllm.evaluation.report import markdown_table
+from recllm.evaluation.report import markdown_table, print_page
 from recllm.merging.analysis import Analysis
 from recllm.merging.curve import HIGH, LOW, Phase
 from recllm.merging.improvement import LEVEL, Choice, Comparison
@@ -31,12 +31,7 @@ def write_report(found: Analysis, folder: Path, title: str) -> None:
 
 def print_report(folder: Path) -> None:
     """The written report on the terminal."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    lines = (folder / REPORT_FILE).read_text(encoding="utf-8").splitlines()
-    text = "\n".join(line for line in lines if not line.startswith("!["))
-    Console(width=None if Console().is_terminal else 170).print(Markdown(text, hyperlinks=False))
+    print_page(folder / REPORT_FILE)
 
 
 def write_results(found: Analysis, path: Path) -> None:

@@ -92,16 +92,18 @@ class Contest:
             return self.studies(name, [chooser], reflect=reflect)
         others = self.others(name)
         if past == "surfaces":
-            known = [[whole(surface)] * self.seeds for surface in others.values()]
+            known = [[whole(surface)] for surface in others.values()]
         else:
             known = [self._remembered((chooser.name, other), self.proposed, other, chooser) for other in others]
         with ExitStack() as stack:
             memories = []
-            for seed in range(self.seeds):
+            for seed in range(1 if past == "surfaces" else self.seeds):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="memory-"))
                 memories.append(Memory(Path(folder)))
                 for (other, surface), histories in zip(others.items(), known, strict=True):
                     memories[-1].learn(summarise(other, histories[seed], surface.data))
+            # Whole surfaces are the same for all.
+            memories = memories if len(memories) == self.seeds else memories * self.seeds
             return self.studies(name, [chooser], reflect=reflect, memories=memories)
 
     def _remembered(self, key: Any, run: Callable[..., list[History]], *words: Any) -> list[History]:
