@@ -138,13 +138,14 @@ class Mixture:
 
     Args:
         with_memory, with_reflection: shares of the studies that have them. bent: strength of the bending at most.
-        kept: share of a study's situations that become rows; the first two always do.
+        kept: share of the situations of a study without memory that become rows. A study with memory begins where little
+            is left to improve, so all of its few do.
     """
 
-    with_memory: float = 0.6
+    with_memory: float = 0.75
     with_reflection: float = 0.85
     bent: float = 0.8
-    kept: float = 0.6
+    kept: float = 0.5
 
 
 def traces(
@@ -171,10 +172,10 @@ def traces(
         bent = board.bent(rng, other, float(rng.random()) * mixture.bent)
         reflect, skill = bool(rng.random() < mixture.with_reflection), float(rng.uniform(0.2, 0.95))
         length = int(rng.integers(2, MOST_TRIALS + 1))
-        for step, trace in enumerate(play(bent, rng, memory, reflect, skill, length)):
+        for trace in play(bent, rng, memory, reflect, skill, length):
             if not trace.improvable:
                 break
-            if step < 2 or rng.random() < mixture.kept:
+            if memory is not None or rng.random() < mixture.kept:
                 yield trace
                 made += 1
                 if made == count:
