@@ -138,8 +138,8 @@ class Mixture:
 
     Args:
         with_memory, with_reflection: shares of the studies that have them. bent: strength of the bending at most.
-        kept: share of the situations of a study without memory that become rows. A study with memory begins where little
-            is left to improve, so all of its few do.
+        kept: share of the situations of a study without memory that become rows; one with memory begins where little
+            is left to improve, and all of its few do.
     """
 
     with_memory: float = 0.75
