@@ -5,11 +5,10 @@ Claim: none of its own: `recllm.tuning.surface` reads what this measures. It lie
 Run:   RECLLM_DATA=DIR python benchmarks/measure_surfaces.py --work outputs/surfaces
        python benchmarks/measure_surfaces.py --work outputs/surfaces --export benchmarks/surfaces
 SASRec and HSTU on samples of 1,238 to 1,487 users of three Amazon sets (drawn before the 5-core; leave one out),
-12 epochs at most, by the project's own runner, test metrics unsealed. A table's trials are the default, `--spread`
-configurations of a scrambled Sobol sequence (the default counts), two repeats of the default for the noise of a seed,
-then everything one axis away from the default and from the three best. The tables grow in turn. Kill it and start it
-again at any time; start it several times at once for several workers. `--export` writes what is measured as parquet
-with its provenance. No row of the data sets is in them.
+12 epochs at most, by the project's own runner, test metrics unsealed. A table's trials are the default, the others of a
+scrambled Sobol sequence until its space of 216 configurations is used up, and two repeats of the default for the noise
+of a seed. The tables grow in turn. Kill it and start it again at any time; start it several times at once for several
+workers. `--export` writes what is measured as parquet with its provenance. No row of the data sets is in them.
 Measured: see the provenance in each file.
 """
 
