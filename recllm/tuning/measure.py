@@ -31,17 +31,14 @@ ROWS_FILE = "rows.jsonl"
 TABLE_FILE = "table.json"
 CLAIMS_FOLDER = "claims"
 REPEATS = 3
-_BEST = 3
 _FIRST = 20  # evenly spread ones before the repeats
-_WAIT_SECONDS = 1.0
 # What all rows of a table have in common.
 _ONE = ("data_fingerprint", "limits", "seed", "fixed")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial to measure. `origin`: `default`; `repeat` (of it, with another seed); `spread` (the even sequence);
-    `star` (one axis away from the default); `peak` (one axis away from one of the best evenly spread ones)."""
+    """A trial to measure. `origin`: `default`; `repeat` (of it, with another seed); `spread` (the even sequence)."""
 
     origin: str
     config: Mapping[str, Any]
@@ -56,8 +53,8 @@ class Table:
         name: of the surface, and its file's.
         runner: with the surface's space and its data set.
         dataset: the data set's name.
-        spread: evenly spread configurations, the default among them. seed: of their sequence, and of the trials.
-        around: whether the surroundings of the default and of the best follow.
+        spread: evenly spread configurations, the default among them, as far as the space has so many.
+        seed: of their sequence, and of the trials.
 
     Raises:
         ValueError: `spread` is less than 1.
@@ -69,25 +66,17 @@ class Table:
     dataset: str
     spread: int
     seed: int = 0
-    around: bool = True
 
     def __post_init__(self) -> None:
         if self.spread < 1:
             raise ValueError(f"spread must be at least 1, the default's configuration, got {self.spread}")
 
-    def plan(self) -> Iterator[Planned | None]:
-        """The trials in their order. The last part depends on the evenly spread ones: None while others are at them."""
-        space, even = self.runner.space, self._even()
+    def plan(self) -> Iterator[Planned]:
+        """The trials in their order."""
+        even = self._even()
         yield from itertools.islice(even, _FIRST)
-        yield from (Planned("repeat", space.default, self.seed + extra) for extra in range(1, REPEATS))
+        yield from (Planned("repeat", self.runner.space.default, self.seed + extra) for extra in range(1, REPEATS))
         yield from even
-        if self.around:
-            yield from (Planned("star", config, self.seed) for config in space.neighbours(space.default))
-            while missing := self._missing():
-                yield None
-                yield from missing  # who was at them may have been killed
-            for best in self._best():
-                yield from (Planned("peak", config, self.seed) for config in space.neighbours(best))
 
     def _even(self) -> Iterator[Planned]:
         space = self.runner.space
@@ -95,18 +84,8 @@ class Table:
         others = (config for config in space.spread(self.seed) if config != space.default)
         yield from (Planned("spread", config, self.seed) for config in itertools.islice(others, self.spread - 1))
 
-    def _missing(self) -> list[Planned]:
-        there = {_mark(row) for row in self.rows()}
-        return [planned for planned in self._even() if self._mark_of(planned) not in there]
-
     def _mark_of(self, planned: Planned) -> str:
         return f"{self.runner.space.key(planned.config)}-{planned.seed}"
-
-    def _best(self) -> list[dict[str, Any]]:
-        even = {self._mark_of(planned) for planned in self._even()}
-        found = [row for row in self.rows() if _mark(row) in even and row["status"] == "ok"]
-        found.sort(key=lambda row: (-row[OBJECTIVE], row["key"]))
-        return [json.loads(row["config"]) for row in found[:_BEST]]
 
     def rows(self) -> list[dict[str, Any]]:
         """Every finished trial, in the order of finishing."""
@@ -191,7 +170,7 @@ class Table:
             **read_json(self.folder / TABLE_FILE),
             "default_by_seed": noise,
             "descriptors": describe(self.runner.inputs["dataset"]),
-            "columns": "origin: default, spread (even sequence), star and peak (one axis from the default or the best)",
+            "columns": "origin: default, or spread (even sequence)",
         }
 
 
@@ -200,21 +179,14 @@ def measure(tables: list[Table], seconds: float | None = None) -> Iterator[tuple
     began = time.monotonic()
     plans = [(table, table.plan()) for table in tables]
     while plans:
-        idle = True
         for table, plan in list(plans):
             if seconds is not None and time.monotonic() - began > seconds:
                 return
-            for planned in plan:
-                if planned is None:
-                    break
-                if row := table.step(planned):
-                    idle = False
-                    yield table, row
-                    break
-            else:
+            row = next((row for planned in plan if (row := table.step(planned))), None)
+            if row is None:
                 plans.remove((table, plan))
-        if plans and idle:
-            time.sleep(_WAIT_SECONDS)
+            else:
+                yield table, row
 
 
 @contextlib.contextmanager

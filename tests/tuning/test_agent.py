@@ -21,8 +21,9 @@ from recllm.tuning.trial import History
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawing import Chooses
+from part_spaces import part_space
 
-SPACE = surface_space("sasrec")
+SPACE = part_space("sasrec")
 DATA = {"users": 1300.0, "items": 500.0, "avg_len": 6.0, "p90_len": 11.0, "density": 0.01, "gini": 0.5}
 
 
@@ -157,13 +158,18 @@ def test_a_seed_of_a_trial_is_its_own():
 
 
 def test_a_surface_scores_a_configuration_as_its_nearest_and_tells_it_of_the_one_asked_for(tmp_path):
-    measured = [SPACE.default, SPACE.change(SPACE.default, "dropout", 0.6)]
-    told = [surface_row(evaluate(config, 0), "spread") for config in measured]
-    provenance = {"backbone": "sasrec", "limits": {}, "fixed": dict(SPACE.fixed)}
+    space = surface_space("sasrec")
+    measured = [space.default, space.change(space.default, "dropout", 0.5)]
+    scores = [0.05, 0.06]
+    made = [
+        Outcome("ok", space.key(config), config, 0, {OBJECTIVE: score})
+        for config, score in zip(measured, scores, strict=True)
+    ]
+    told = [surface_row(one, "spread") for one in made]
+    provenance = {"backbone": "sasrec", "limits": {}, "fixed": dict(space.fixed)}
     write_surface(tmp_path / "s.parquet", told, provenance)
     trials = SurfaceTrials(Surface.load(tmp_path / "s.parquet"))
-    asked = SPACE.change(SPACE.change(SPACE.default, "dropout", 0.6), "ffn", "swiglu")
+    asked = space.change(measured[1], "hidden_dim", 64)
     outcome = trials(asked, 4)
-    assert outcome.config == asked and outcome.key == SPACE.key(asked)
-    assert outcome.score == evaluate(measured[1], 0).score
-    assert trials(measured[0], 4).score == evaluate(measured[0], 0).score
+    assert outcome.config == asked and outcome.key == space.key(asked)
+    assert [outcome.score, trials(measured[0], 4).score] == scores[::-1]

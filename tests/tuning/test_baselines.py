@@ -1,7 +1,9 @@
 """Samplers: legal, begun alike, rebuilt from the history alone, each what it says it is."""
 
 import math
+import sys
 from collections import Counter
+from pathlib import Path
 
 import cmaes as library
 import numpy as np
@@ -9,12 +11,15 @@ import pytest
 
 from recllm.tuning.baselines import METHODS, alternating, suggester
 from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.spaces import backbone_space, surface_space
+from recllm.tuning.spaces import backbone_space
 from recllm.tuning.trial import History, Trial
 
-SPACES = {"surface": surface_space("sasrec"), "sasrec": backbone_space("sasrec"), "glass": backbone_space("glass")}
-SMALL = surface_space("sasrec").narrowed(
-    **{axis.name: (axis.default,) for axis in surface_space("sasrec").axes if axis.name not in ("lr", "dropout")},
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
+SPACES = {"surface": part_space("sasrec"), "sasrec": backbone_space("sasrec"), "glass": backbone_space("glass")}
+SMALL = part_space("sasrec").narrowed(
+    **{axis.name: (axis.default,) for axis in part_space("sasrec").axes if axis.name not in ("lr", "dropout")},
     lr=(1e-4, 3e-4, 1e-3),
     dropout=(0.0, 0.2, 0.4),
 )

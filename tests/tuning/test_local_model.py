@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from recllm.tuning.local_model import LocalModel
 from recllm.tuning.prompt import proposal_text
 from recllm.tuning.proposal import Proposal, proposal_schema
 from recllm.tuning.proposer import ask_of, propose
-from recllm.tuning.spaces import backbone_space, surface_space
+from recllm.tuning.spaces import backbone_space
 from recllm.tuning.trial import Situation
+
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 studies = runpy.run_path(str(Path(__file__).with_name("studies.py")))
 DATA, small_space, study = (studies[name] for name in ("DATA", "small_space", "study"))
-SPACE = surface_space("sasrec")
+SPACE = part_space("sasrec")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -17,11 +17,14 @@ from recllm.tuning.reflection import measured_reflection, single_change
 from recllm.tuning.rules import HERE, MOST_A_STUDY, Line, applying, settled
 from recllm.tuning.runner import OBJECTIVE, Outcome
 from recllm.tuning.space import Space
-from recllm.tuning.spaces import SPACES, surface_space
+from recllm.tuning.spaces import SPACES
 from recllm.tuning.transfer import LEAST_STEP, Expectation, Landscape, apart, mended, places, positions
 from recllm.tuning.trial import History, Trial
 
-SPACE = surface_space("sasrec")
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
+SPACE = part_space("sasrec")
 DATA = {"avg_len": 8.0, "p90_len": 19.0, "items_per_user": 1.0, "density": 0.005, "gini": 0.3}
 OTHER_DATA = {"avg_len": 4.6, "p90_len": 7.0, "items_per_user": 0.6, "density": 0.0055, "gini": 0.4}
 EPSILON = 0.001
@@ -340,8 +343,8 @@ def test_likely_data_is_heard_more(tmp_path):
     # All else made no difference anywhere.
     assert [(rule.value, rule.effect) for rule in here] == [(1e-3, "helps")]
     assert [(rule.value, rule.effect) for rule in there] == [(1e-3, "hurts")]
-    assert memory.heard(surface_space("hstu"), DATA) == []
-    assert memory.prior(surface_space("hstu"), DATA).start is None
+    assert memory.heard(part_space("hstu"), DATA) == []
+    assert memory.prior(part_space("hstu"), DATA).start is None
 
 
 @pytest.mark.parametrize("name", ["sasrec", "hstu", "glass"])
@@ -350,7 +353,7 @@ def test_a_configuration_of_another_space_is_mended(name):
     for _ in range(20):
         config = SPACES[name]().sample(rng)
         assert mended(SPACES[name](), config) == config
-        for space in (SPACE, surface_space("hstu"), SPACES["glass"]()):
+        for space in (SPACE, part_space("hstu"), SPACES["glass"]()):
             space.check(mended(space, config))
     numbers = mended(SPACE, {"lr": 2.4e-3, "dropout": 0.25, "weight_decay": 1.0, "hidden_dim": 1000, "batch_size": -1})
     assert {key: numbers[key] for key in ("lr", "dropout", "weight_decay", "hidden_dim", "batch_size")} == {

@@ -1,6 +1,8 @@
 """The OPRO-like sampler: what the model is shown, and that no reply becomes anything but a legal configuration."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 from recllm.tuning.agent import Agent, StudyRun, run_many
 from recllm.tuning.opro import SHOWN, Opro, opro_ask, opro_schema, read_configuration
 from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.spaces import surface_space
 from recllm.tuning.trial import History, Trial
 
-SPACE = surface_space("sasrec")
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
+SPACE = part_space("sasrec")
 
 
 def run(config, seed=0):

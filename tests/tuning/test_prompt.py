@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from recllm.tuning.prompt import (
     trial_line,
 )
 from recllm.tuning.proposal import Proposal, Refusal, proposal_schema, read_proposal
-from recllm.tuning.spaces import SPACES, backbone_space, surface_space
+from recllm.tuning.spaces import SPACES, backbone_space
 from recllm.tuning.telling import as_json, figures, line, signed, taken
 from recllm.tuning.trial import History, Situation
+
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
 
 studies = runpy.run_path(str(Path(__file__).with_name("studies.py")))
 DATA, small_space, study, with_trial = (studies[name] for name in ("DATA", "small_space", "study", "with_trial"))
@@ -86,14 +90,14 @@ def test_nothing_measured_is_no_score():
 
 @pytest.mark.parametrize("style", ["brief", "full"])
 def test_data_sets_of_other_scores_are_told_alike(style):
-    space = surface_space("hstu")
+    space = part_space("hstu")
     small, large = (Situation(study(space, 25, 3, scale=scale), DATA, 5) for scale in (1.0, 8.0))
     assert told(small, style) == told(large, style)
     assert told(small, style) != told(Situation(study(space, 25, 4), DATA, 5), style)
 
 
 @pytest.mark.parametrize(
-    "space", [surface_space("sasrec"), backbone_space("hstu")], ids=lambda space: str(len(space.axes))
+    "space", [part_space("sasrec"), backbone_space("hstu")], ids=lambda space: str(len(space.axes))
 )
 def test_prompts_are_bounded_and_hold_no_foreign_turn(space):
     history = study(space, 80, 1, hypothesis=HOSTILE[:200])
@@ -109,7 +113,7 @@ def test_prompts_are_bounded_and_hold_no_foreign_turn(space):
 
 
 def test_the_best_and_the_newest_trials_are_told_in_their_order():
-    space = surface_space("sasrec")
+    space = part_space("sasrec")
     history = study(space, 200, 2)
     lines = trial_lines(history)
     assert len("\n".join(lines)) < MOST_TRIALS + 50
@@ -125,7 +129,7 @@ def test_the_best_and_the_newest_trials_are_told_in_their_order():
 
 
 def test_the_full_style_names_every_legal_move_and_no_other():
-    space = surface_space("hstu")
+    space = part_space("hstu")
     history = study(space, 30, 5)
     masked = frozenset({"lr", "dropout"})
     text = told(Situation(history, DATA, 5, masked=masked), "full")

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -16,12 +17,15 @@ from recllm.tuning.prompt import proposal_text
 from recllm.tuning.proposal import Proposal, Reason, Refusal, open_axes, read_proposal
 from recllm.tuning.proposer import ask_of, propose, random_change
 from recllm.tuning.reflection import single_change
-from recllm.tuning.spaces import backbone_space, surface_space
+from recllm.tuning.spaces import backbone_space
 from recllm.tuning.trial import History, Situation
+
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
 
 studies = runpy.run_path(str(Path(__file__).with_name("studies.py")))
 DATA, small_space, study, with_trial = (studies[name] for name in ("DATA", "small_space", "study", "with_trial"))
-SPACE = surface_space("sasrec")
+SPACE = part_space("sasrec")
 JUNK = (
     *(
         "",
@@ -216,7 +220,7 @@ def mutated(text, rng):
 @pytest.mark.parametrize("which", range(4))
 def test_ten_thousand_damaged_replies(which):
     # Four situations of 2,500 replies each.
-    space = (SPACE, backbone_space("hstu"), small_space(), surface_space("hstu"))[which]
+    space = (SPACE, backbone_space("hstu"), small_space(), part_space("hstu"))[which]
     one = Situation(study(space, 5, which), DATA, 9, masked=frozenset({"lr"} if which < 2 else ()))
     rng, seen = np.random.default_rng(which), []
     for _ in range(2500):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +25,13 @@ from recllm.tuning.reflection import (
 )
 from recllm.tuning.runner import OBJECTIVE, Outcome
 from recllm.tuning.space import Space
-from recllm.tuning.spaces import SPACES, surface_space
+from recllm.tuning.spaces import SPACES
 from recllm.tuning.trial import LEAST_EPSILON, History, Trial
 
-SPACE = surface_space("sasrec")
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
+SPACE = part_space("sasrec")
 EPSILON = 0.002
 
 

@@ -11,7 +11,7 @@ from recllm.tuning.spaces import surface_space
 
 SPACE = surface_space("sasrec")
 GOOD = SPACE.change(SPACE.default, "lr", 0.003)
-TRIED = SPACE.change(SPACE.default, "lr", 0.001)
+TRIED = SPACE.change(SPACE.default, "lr", 0.01)
 REWARD = Improvement.of_spaces(["sasrec", "sasrec"])
 SITUATION = {
     "space": "sasrec",
@@ -24,7 +24,7 @@ SITUATION = {
             SPACE.key(GOOD): 0.7,
             SPACE.key(TRIED): 0.9,
             SPACE.key(SPACE.default): 1.0,
-            SPACE.key(SPACE.change(SPACE.default, "dropout", 0.4)): 0.8,
+            SPACE.key(SPACE.change(SPACE.default, "dropout", 0.5)): 0.8,
         }
     ),
 }
@@ -38,7 +38,7 @@ def text(dimension, value, **words):
 def test_a_good_change_earns_its_worth_and_a_poor_one_nothing():
     assert REWARD.of(text("lr", 0.003), **SITUATION) == 0.7
     assert REWARD.of(proposal_text(Proposal("h", "lr", 0.003, "e", "r")), **SITUATION) == 0.7
-    assert REWARD.of(text("lr", 0.03), **SITUATION) == 0.0
+    assert REWARD.of(text("hidden_dim", 64), **SITUATION) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_good_change_earns_its_worth_and_a_poor_one_nothing():
         (text("lr", None), ILLEGAL),
         (text("lr", float("nan")), ILLEGAL),
         (text("lr", 0.0003), ILLEGAL),
-        (text("lr", 0.001), ILLEGAL),
-        (text("dropout", 0.4), ILLEGAL),
+        (text("lr", 0.01), ILLEGAL),
+        (text("dropout", 0.5), ILLEGAL),
     ],
 )
 def test_no_other_reply_earns(reply, value):

@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,12 @@ from recllm.tuning.space import Space
 from recllm.tuning.spaces import SPACES, SURFACE_EPOCHS, backbone_space, surface_space
 from recllm.tuning.surface import Index
 
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
 WHOLE = {name: backbone_space(name) for name in SPACES}
-SURFACES = {f"{name} surface": surface_space(name) for name in ("sasrec", "hstu")}
-EVERY = {**WHOLE, **SURFACES}
+PARTS = {f"{name} part": part_space(name) for name in ("sasrec", "hstu")}
+EVERY = {**WHOLE, **PARTS}
 
 
 def number(name, kind="float"):
@@ -202,7 +206,7 @@ def test_units_reach_every_legal_value_evenly():
     assert [lr.unit(value) for value in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
 
 
-@pytest.mark.parametrize("name", SURFACES)
+@pytest.mark.parametrize("name", PARTS)
 def test_the_sequence_is_even_and_has_no_repeats(name):
     space = EVERY[name]
     configs = list(itertools.islice(space.spread(7), 256))
@@ -247,9 +251,9 @@ def test_a_surface_is_a_part_of_its_space(name):
     part, whole, rng = surface_space(name), WHOLE[name], np.random.default_rng(5)
     usual = {key: argument.default for key, argument in recipe_arguments("train_backbone").items()}
     asked, told = whole.arguments(whole.default), part.arguments(part.default)
-    assert {**usual, **asked, "epochs": SURFACE_EPOCHS} == {**usual, **told, "train_window": 50}
+    assert {**usual, **asked, "epochs": SURFACE_EPOCHS} == {**usual, **told}
     for config in (part.sample(rng) for _ in range(50)):
-        settled = {key: value for key, value in part.fixed.items() if key in whole.by_name}
+        settled = {key: value for key, value in part.fixed.items() if key in whole.default}
         assert whole.complete({**settled, **config}).items() >= config.items()
 
 
@@ -279,7 +283,7 @@ def test_narrowing_leaves_out_what_nothing_can_switch_on():
     assert priors.by_name["prior_norm"].when == (When("prior_item_cf", (0.2,)),)
     cold = WHOLE["sasrec"].narrowed(l2_norm=(False,))
     assert "temperature" not in cold.by_name and cold.fixed["temperature"] == 1.0
-    assert not {"pool_k"} & {name for part in SURFACES.values() for name in part.by_name}
+    assert not {"pool_k"} & {name for part in PARTS.values() for name in part.by_name}
 
 
 def test_narrowing_follows_conditions_on_conditional_axes():

@@ -19,13 +19,13 @@ from recllm.tuning.choosers import ModelChooser, SamplerChooser
 from recllm.tuning.journal import JOURNAL_FILE
 from recllm.tuning.language import Recorder, Transcript
 from recllm.tuning.runner import Outcome
-from recllm.tuning.spaces import surface_space
 from recllm.tuning.study import STUDY_FILE, Study
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawing import Chooses
+from part_spaces import part_space
 
-SPACE = surface_space("sasrec")
+SPACE = part_space("sasrec")
 BUDGET = 6
 
 

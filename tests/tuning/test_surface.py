@@ -21,7 +21,6 @@ from recllm.provenance import read_json, write_json
 from recllm.tuning.descriptors import describe
 from recllm.tuning.launch import Ended
 from recllm.tuning.measure import (
-    CLAIMS_FOLDER,
     ROWS_FILE,
     TABLE_FILE,
     Table,
@@ -69,7 +68,8 @@ def outcome(config, score=0.1, status="ok"):
 
 @pytest.fixture(scope="module")
 def surface(tmp_path_factory):
-    configs = [SPACE.default, *itertools.islice(SPACE.spread(1), 79)]
+    others = (config for config in SPACE.spread(1) if config != SPACE.default)
+    configs = [SPACE.default, *itertools.islice(others, 79)]
     rows = [surface_row(outcome(config, 0.001 * n), "spread") for n, config in enumerate(configs)]
     rows[0]["origin"] = "default"
     rows[7] = surface_row(outcome(configs[7], status="timeout"), "spread")
@@ -107,15 +107,15 @@ def test_any_other_is_answered_by_the_nearest_as_brute_force_finds_it(surface):
         assert answer.outcome.key == ties[0] or not answer.exact
         assert answer.outcome == surface.lookup(answer.outcome.config).outcome
         inexact += not answer.exact
-    assert inexact > 150
+    assert inexact > 90
 
 
 def test_equally_near_ones_go_to_the_smaller_key(tmp_path):
-    low, high = (SPACE.change(SPACE.default, "dropout", value) for value in (0.0, 0.4))
+    low, high = (SPACE.change(SPACE.default, "dropout", 0.5) | {"hidden_dim": value} for value in (32, 128))
     write_surface(tmp_path / "x.parquet", [surface_row(outcome(c), "spread") for c in (high, low)], PROVENANCE)
-    answer = Surface.load(tmp_path / "x.parquet").lookup(SPACE.default)
+    answer = Surface.load(tmp_path / "x.parquet").lookup({**low, "hidden_dim": 64})
     assert not answer.exact and answer.outcome.key == min(SPACE.key(low), SPACE.key(high))
-    assert answer.distance == pytest.approx(1 / 3 / len(SPACE.axes))
+    assert answer.distance == pytest.approx(1 / 2 / len(SPACE.axes))
 
 
 def test_what_is_not_legal_has_no_answer(surface):
@@ -166,19 +166,18 @@ def test_a_file_that_is_no_surface_is_refused(surface, tmp_path):
 # ---- measuring
 
 
-def make_table(folder, dataset, spread=24, seconds=0.0, name="sasrec-made", around=False, limits=None, seed=0):
+def make_table(folder, dataset, spread=24, seconds=0.0, name="sasrec-made", limits=None, seed=0):
     launcher = Made(folder / "starts", seconds)
     runner = TrialRunner(surface_space("sasrec", limits or Limits()), {"dataset": dataset}, launcher=launcher)
-    return Table(name, folder / name, runner, "made up", spread, seed, around)
+    return Table(name, folder / name, runner, "made up", spread, seed)
 
 
 def marks(table):
     return [(row["key"], row["seed"]) for row in table.rows()]
 
 
-def test_a_table_is_measured_in_the_order_of_its_plan(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("recllm.tuning.measure._BEST", 1)
-    table = make_table(tmp_path, dataset, around=True)
+def test_a_table_is_measured_in_the_order_of_its_plan(dataset, tmp_path):
+    table = make_table(tmp_path, dataset)
     done = list(measure([table]))
     rows = table.rows()
     assert [row for _, row in done] == rows and len(rows) == len(set(marks(table)))
@@ -189,10 +188,8 @@ def test_a_table_is_measured_in_the_order_of_its_plan(dataset, tmp_path, monkeyp
     assert even[1:] == [c for c in itertools.islice(SPACE.spread(0), 25) if c != SPACE.default][: len(even) - 1]
     assert [row["seed"] for row in rows if row["origin"] == "repeat"] == [1, 2]
     measured = {row["key"] for row in rows}
-    best = sorted(rows[:20] + rows[22 : len(even) + 2], key=lambda row: (-row["validation/ndcg@10"], row["key"]))[:1]
-    for config in [SPACE.default, *(json.loads(row["config"]) for row in best)]:
-        assert {SPACE.key(other) for other in SPACE.neighbours(config)} <= measured
-    assert list(measure([make_table(tmp_path, dataset, around=True)])) == []
+    assert len(measured) == 24 and len(rows) == 26
+    assert list(measure([make_table(tmp_path, dataset)])) == []
 
     surface = Surface.load(table.export(tmp_path / "out"))
     assert surface.frame["key"].n_unique() == len(surface) == len(measured)
@@ -279,40 +276,6 @@ def test_a_few_spread_ones_are_a_plan_and_none_is_refused(dataset, tmp_path):
     assert origins == ["default", *["spread"] * 4, "repeat", "repeat"]
     with pytest.raises(ValueError, match="spread must be at least 1"):
         make_table(tmp_path, dataset, 0)
-
-
-def test_peaks_wait_for_what_others_are_at(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("recllm.tuning.measure._BEST", 1)
-    monkeypatch.setattr("recllm.tuning.measure._WAIT_SECONDS", 0.0)
-    table = make_table(tmp_path, dataset, 4, around=True)
-    held = list(itertools.islice(table.plan(), 4))[3]
-    mark = f"{SPACE.key(held.config)}-0"
-    with claimed(table.folder / CLAIMS_FOLDER / mark) as mine:
-        assert mine
-        before = list(measure([table], seconds=3.0))
-        assert {row["origin"] for _, row in before} == {"default", "spread", "repeat", "star"}
-    rest = [row for _, row in measure([make_table(tmp_path, dataset, 4, around=True)])]
-    assert (rest[0]["origin"], rest[0]["key"]) == ("spread", SPACE.key(held.config))
-    assert {row["origin"] for row in rest[1:]} == {"peak"}
-    even = [row for row in table.rows() if row["origin"] in ("default", "spread")]
-    best = min(even, key=lambda row: (-row["validation/ndcg@10"], row["key"]))
-    around = {SPACE.key(other) for other in SPACE.neighbours(json.loads(best["config"]))}
-    assert around <= {row["key"] for row in table.rows()}
-
-
-def test_a_table_that_waits_goes_on_when_the_other_worker_was_killed(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("recllm.tuning.measure._BEST", 1)
-    table = make_table(tmp_path, dataset, 3, around=True)
-    plan = table.plan()
-    held = list(itertools.islice(table.plan(), 3))[2]
-    with claimed(table.folder / CLAIMS_FOLDER / f"{SPACE.key(held.config)}-0"):
-        for planned in plan:
-            if planned is None:
-                break
-            table.step(planned)
-        assert next(plan) == held and table.step(held) is None and next(plan) is None
-    assert next(plan) == held and table.step(held)["key"] == SPACE.key(held.config)
-    assert next(plan).origin == "peak"
 
 
 @pytest.mark.parametrize("name", ["data_fingerprint", "limits", "seed", "fixed"])
