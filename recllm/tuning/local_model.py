@@ -7,6 +7,7 @@ the model of its own where every row of the batch has such tokens waiting.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
+from recllm.evaluation.completions import choose
 from recllm.teachers.local import Local
 from recllm.teachers.protocol import Sampling, TeacherError, digest
 from recllm.tuning.language import SAMPLING, Ask
@@ -51,13 +54,15 @@ class _Row:
         self.written += [*tokens, *forced]
         self.waiting += len(tokens) + len(forced)
 
-    def draw(self, logits_V: np.ndarray, sampling: Sampling) -> None:
-        """One token of those that are legal."""
+    def draw(self, logits_V: torch.Tensor, sampling: Sampling) -> None:
+        """One token of those that are legal; at a temperature one number of the row's stream decides."""
         mask_V = np.unpackbits(np.frombuffer(self.matcher.compute_bitmask(), np.uint8), bitorder="little")
         legal = np.flatnonzero(mask_V[: len(logits_V)])
         if not len(legal):
             raise TeacherError(f"llguidance leaves no token: {self.matcher.get_error() or 'the tokenizer lacks one'}")
-        self.write([int(legal[pick(logits_V[legal], sampling, self.rng)])])
+        uniform_1 = torch.tensor([self.rng.random()], dtype=torch.float32) if sampling.temperature else None
+        chosen_1 = choose(logits_V[legal][None], sampling.temperature, sampling.top_p, uniform_1)
+        self.write([int(legal[chosen_1.item()])])
 
 
 class LocalModel:
@@ -157,11 +162,14 @@ class LocalModel:
 class _Steps:
     """A batch on its way through the model: what it has seen, and the scores of what comes next.
 
-    logits_BV: of the last token of every row, float32.
+    logits_BV: of the last token of every row, float32, on the host.
     """
 
     def __init__(self, local: Local, rows: Sequence[Sequence[int]]) -> None:
-        self._model, self._cache = local.model, None
+        self._model, self._cache = local.model, DynamicCache(config=local.model.config)
+        # transformers renamed the argument; the old name goes away in 5.40.
+        known = inspect.signature(type(local.model).forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"
         longest = max(map(len, rows))
         self._seen_BT = torch.zeros(len(rows), 0, dtype=torch.long, device=local.model.device)
         pad = local.tokenizer.pad_token_id
@@ -189,24 +197,11 @@ class _Steps:
             input_ids=torch.tensor(tokens, device=device),
             attention_mask=self._seen_BT,
             position_ids=places_BT,
-            past_key_values=self._cache,
+            **{self._cache_name: self._cache},
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache, self.logits_BV = out.past_key_values, out.logits[:, -1].float().cpu().numpy()
-
-
-def pick(logits_N: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """Place of the best, or at a temperature of a draw from softmax(logits / temperature), cut to its top_p."""
-    if sampling.temperature == 0:
-        return int(logits_N.argmax())
-    share_N = np.exp((logits_N.astype(np.float64) - logits_N.max()) / sampling.temperature)
-    order_N = np.argsort(-share_N, kind="stable") if sampling.top_p < 1 else np.arange(len(share_N))
-    sums_N = np.cumsum(share_N[order_N])
-    # The smallest set that reaches top_p, as many as it takes: at least the best one.
-    size = int(np.searchsorted(sums_N, sampling.top_p * sums_N[-1], side="left")) + 1
-    sums_N = sums_N[:size]
-    return int(order_N[min(int(np.searchsorted(sums_N, rng.random() * sums_N[-1], side="right")), len(sums_N) - 1)])
+        self.logits_BV = out.logits[:, -1].float().cpu()
 
 
 def _shortened(schema: Any, most: int) -> Any:

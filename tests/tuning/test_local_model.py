@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from recllm.evaluation.completions import choose
 from recllm.teachers.local import Local
 from recllm.teachers.protocol import Sampling, TeacherError, digest
 from recllm.tuning.language import Ask, load_language_model
-from recllm.tuning.local_model import LocalModel, pick
+from recllm.tuning.local_model import LocalModel
 from recllm.tuning.prompt import proposal_text
 from recllm.tuning.proposal import Proposal, proposal_schema
 from recllm.tuning.proposer import ask_of, propose
@@ -94,9 +95,10 @@ def slow_reply(local, one, sampling, style, text):
             next_ = forced[0]
         else:
             with torch.no_grad():
-                logits_V = model(torch.tensor([prompt + written])).logits[0, -1].numpy()
+                logits_V = model(torch.tensor([prompt + written])).logits[0, -1]
             legal = [t for t in range(len(logits_V)) if matcher.deep_copy().try_consume_tokens([t]) == 1]
-            next_ = legal[pick(logits_V[legal], sampling, rng)]
+            uniform = torch.tensor([rng.random()], dtype=torch.float32) if sampling.temperature else None
+            next_ = legal[int(choose(logits_V[legal][None], sampling.temperature, sampling.top_p, uniform))]
         assert matcher.consume_token(next_)
         written.append(next_)
     return tokenizer.decode(written)
@@ -169,17 +171,3 @@ def test_specs_of_folders_differ_in_style_and_name(folder):
     general, tuner = load_language_model(f"local:{folder}"), load_language_model(f"tuner:{folder}", text=50)
     assert (general.style, tuner.style) == ("full", "brief")
     assert folder.name in general.name and "text=50" in tuner.name and general.name != tuner.name
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.5, 0.7), (1.0, 0.05)])
-def test_draws_are_of_the_cut_and_warmed_distribution(temperature, top_p):
-    logits_N, rng = np.array([0.3, 2.0, -1.0, 1.5, 0.0], np.float32), np.random.default_rng(0)
-    share_N = np.exp(logits_N / temperature) / np.exp(logits_N / temperature).sum()
-    order = sorted(range(5), key=lambda n: -share_N[n])
-    kept = next(order[: k + 1] for k in range(5) if share_N[order[: k + 1]].sum() >= top_p - 1e-6)
-    share_N[[n for n in range(5) if n not in kept]] = 0
-    share_N /= share_N.sum()
-    sampling = Sampling(temperature=temperature, top_p=top_p)
-    drawn = np.bincount([pick(logits_N, sampling, rng) for _ in range(8000)], minlength=5) / 8000
-    assert np.all(np.abs(drawn - share_N) < 5 * np.sqrt(share_N * (1 - share_N) / 8000) + 1e-12)
-    assert pick(logits_N, Sampling(), rng) == 1
