@@ -18,7 +18,7 @@ from recllm.tuning.rules import HERE, MOST_A_STUDY, Line, applying, settled
 from recllm.tuning.runner import OBJECTIVE, Outcome
 from recllm.tuning.space import Space
 from recllm.tuning.spaces import SPACES, surface_space
-from recllm.tuning.transfer import Expectation, Landscape, apart, mended, places, positions
+from recllm.tuning.transfer import LEAST_STEP, Expectation, Landscape, apart, mended, places, positions
 from recllm.tuning.trial import History, Trial
 
 SPACE = surface_space("sasrec")
@@ -282,6 +282,14 @@ def test_the_start_is_good_on_data_that_no_study_saw(remembered):
     assert SPACE.check(prior.start) == prior.start
     assert [name for name, _ in prior.studies] == ["study-2", "study-1"]
     assert prior.studies[1][1] == pytest.approx(1 - DECAY) and "study-1 (alike 0.95): best of 61" in prior.text
+
+
+def test_a_climb_ends_where_no_single_change_promises_more(remembered):
+    memory, _ = remembered
+    expectation = memory.expectation(SPACE, DATA, History(SPACE))
+    start = expectation.climb(SPACE, SPACE.default)
+    here, top = expectation.of([start])[0], expectation.of(list(SPACE.neighbours(start))).max()
+    assert top <= here + LEAST_STEP and here > expectation.of(list(SPACE.neighbours(SPACE.default))).max()
 
 
 def test_the_next_start_heeds_what_the_first_one_showed(remembered, tmp_path):
