@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHOWN = 20  # trials, as the paper shows
 _TASK = (
     "You choose hyper-parameters of a sequential recommender. Below are configurations with their validation NDCG@10 "
-    "in percent of the default's, from worst to best. Write a new configuration, unlike all of them, that scores higher. "
-    "Reply with one JSON object that has all of the keys."
+    "in percent of the default's, from worst to best. Write a new configuration, unlike all of them, that scores "
+    "higher. Reply with one JSON object that has all of the keys."
 )
 
 

@@ -33,7 +33,7 @@ class Comparison:
     """Studies of one space and data set, and what counts as a target.
 
     Args:
-        scores: tuner -> the scores of its studies, trial by trial, 0 where one failed; the reported study's tuner first.
+        scores: tuner -> the scores of its studies, trial by trial, 0 where one failed; who is told of comes first.
         targets: words -> validation NDCG@10.
         measured: words on what the best share of configurations is of.
     """
@@ -70,8 +70,11 @@ def compare(studies: Sequence[Stored], surface: Surface | None) -> Comparison:
         targets = {_share(share): surface.target(share) for share in SHARES}
         measured = f"the {len(surface)} measured configurations of the surface, those spread evenly"
     else:
-        ran = {trial.outcome.key: trial.outcome for study in studies for trial in study.history.trials}
-        ranked_C = np.sort([outcome.score if outcome.ok else 0.0 for outcome in ran.values()])[::-1]
+        ran: dict[str, float] = {}
+        for study in studies:
+            for trial, score in zip(study.history.trials, _scores(study.history), strict=True):
+                ran[trial.outcome.key] = max(score, ran.get(trial.outcome.key, 0.0))
+        ranked_C = np.sort(list(ran.values()))[::-1]
         places = {share: max(int(np.ceil(share * len(ranked_C))) - 1, 0) for share in SHARES}
         targets = {_share(share): float(ranked_C[place]) for share, place in places.items()}
         measured = f"the {len(ranked_C)} configurations that these studies ran"
@@ -134,8 +137,9 @@ def _said(study: Stored) -> str:
 
 def _target_words(found: Comparison) -> str:
     return (
-        f"Median over the studies of a tuner, the first trial being 1. The best shares are of {found.measured}; the best "
-        "score is the highest of all tuners here. More than n: half of the studies or more did not get there in n trials."
+        f"Median over the studies of a tuner, the first trial being 1. The best shares are of {found.measured}; the "
+        "best score is the highest of all tuners here. More than n: at least half of the studies did not get there in "
+        "n trials."
     )
 
 
@@ -166,21 +170,20 @@ def _test_rows(study: Stored) -> list[list[str]]:
     names = sorted({name for record in study.tests.values() for name in record.get("summary", {}) if "test/" in name})
     names = [name for name in names if not name.endswith("_std")]
     rows = [["configuration", "seeds", *(name.removeprefix("test/") for name in names)]]
-    for who, record in study.tests.items():
-        summary = record.get("summary", {})
-        spread = [
-            f"{summary[name]:.4f} ± {summary.get(f'{name}_std', float('nan')):.4f}"
-            if name in summary
-            else "not read yet"
-            for name in names
-        ]
-        rows.append([who, str(len(record["outcomes"])), *spread])
-    means = [
-        [(study.tests.get(who, {}).get("summary") or {}).get(name) for name in names] for who in ("best", "default")
-    ]
-    if all(value for side in means for value in side) and names:
-        rows.append(["gain", "", *(f"{best / default - 1:+.1%}" for best, default in zip(*means, strict=True))])
+    found = {who: record.get("summary", {}) for who, record in study.tests.items()}
+    for who, summary in found.items():
+        seeds = str(len(study.tests[who]["outcomes"]))
+        rows.append([who, seeds, *(_mean_text(summary, name) for name in names)])
+    best, default = found.get("best", {}), found.get("default", {})
+    if names and all(default.get(name) and name in best for name in names):
+        rows.append(["gain", "", *(f"{best[name] / default[name] - 1:+.1%}" for name in names)])
     return rows
+
+
+def _mean_text(summary: Mapping[str, float], name: str) -> str:
+    if name not in summary:
+        return "not read to the end"
+    return f"{summary[name]:.4f}, std {summary[f'{name}_std']:.4f}"
 
 
 def _source_rows(history: History) -> list[list[str]]:
@@ -202,10 +205,8 @@ def _axis_rows(history: History) -> list[list[str]]:
             kept[change[0]] += trial.kept
             if (delta := history.delta(trial)) is not None:
                 best[change[0]] = max(best.get(change[0], delta), delta)
-    rows, full = (
-        [["dimension", "values run", "trials that changed it", "kept", "best change, % of the default"]],
-        reference(history),
-    )
+    full = reference(history)
+    rows = [["dimension", "values run", "trials that changed it", "kept", "best change, % of the default"]]
     for axis in history.space.axes:
         values = {trial.config[axis.name] for trial in history.trials if axis.name in trial.config}
         change = signed(100 * best[axis.name] / full) if axis.name in best else ""
@@ -235,15 +236,9 @@ def _trial_rows(history: History) -> list[list[str]]:
         score = f"{outcome.score:.4f}" if outcome.ok else outcome.status
         parent = "" if trial.parent is None else str(trial.parent)
         looked = trial.reflection.verdict if trial.reflection else ""
-        row = [
-            str(trial.number),
-            parent,
-            trial.source,
-            code(words) if words else "",
-            score,
-            "yes" if trial.kept else "",
-        ]
-        rows.append([*row, _words(said.hypothesis) if said else "", looked])
+        row = [str(trial.number), parent, trial.source, code(words) if words else "", score]
+        row += ["yes" if trial.kept else "", _words(said.hypothesis) if said else "", looked]
+        rows.append(row)
     return rows
 
 

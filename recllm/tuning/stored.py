@@ -59,7 +59,9 @@ def load_study(folder: str | Path) -> Stored:
     """
     folder = Path(folder)
     if not is_study(folder) or not (folder / JOURNAL_FILE).is_file():
-        raise ValueError(f"{folder} is no study: {STUDY_FILE} or {JOURNAL_FILE} is missing; recipes/tune_backbone.py")
+        raise ValueError(
+            f"{folder} is no study: {STUDY_FILE} or {JOURNAL_FILE} is missing; recipes/tune_backbone.py makes them"
+        )
     told = read_json(folder / STUDY_FILE)
     space = _space(told, folder)
     trials = Journal(folder, space).ended()
@@ -95,9 +97,7 @@ def _space(told: Mapping[str, Any], folder: Path) -> Space:
             continue  # a space without surfaces, or an unknown one, which is told below
         if _plain(space.schema()) == told["schema"] and _plain(dict(space.fixed)) == told["fixed"]:
             return space
-    raise ValueError(
-        f"{folder}: its space {told['space']} is not what this version has; read it with the one it was made with"
-    )
+    raise ValueError(f"{folder}: this version has another space {told['space']}; read it with the one that made it")
 
 
 def _plain(value: Any) -> Any:

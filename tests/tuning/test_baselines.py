@@ -219,3 +219,15 @@ def test_what_is_not_there_is_refused():
         suggester("bayes")
     with pytest.raises(ValueError, match="dropout"):
         suggester("random", start=[{**SMALL.default, "dropout": 7.0}]).suggest(History(SMALL))
+
+
+def test_cmaes_searches_around_the_best_of_its_plan():
+    space, rng = SPACES["sasrec"], np.random.default_rng(4)
+    start = [space.sample(rng) for _ in range(3)]
+    for best in (1, 2, 3):
+        history = History(space)
+        for place, config in enumerate([space.default, *start]):
+            history = added(history, config, 0.2 if place == best else 0.1)
+        asked = [suggester("cmaes", seed, start).suggest(history) for seed in range(20)]
+        near = [np.mean([space.distance(config, other) for other in asked]) for config in [space.default, *start]]
+        assert int(np.argmin(near)) == best

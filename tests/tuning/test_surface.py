@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 
 from recllm.provenance import read_json, write_json
+from recllm.tuning.descriptors import describe
 from recllm.tuning.launch import Ended
 from recllm.tuning.measure import (
     CLAIMS_FOLDER,
@@ -341,6 +342,7 @@ def test_a_table_says_what_code_it_was_measured_with(dataset, tmp_path, monkeypa
         next(measure([table]))
     told = Surface.load(table.export(tmp_path / "out")).provenance
     assert [made["versions"]["torch"] for made in told["made_with"]] == ["1", "2"]
+    assert told["descriptors"] == describe(dataset) and told["descriptors"]["users"] == 40
     assert told["limits"] == LIMITS and told["fixed"] == SPACE.fixed and told["seed"] == 0
 
 
