@@ -75,13 +75,13 @@ class Agent:
         return None if self.memory is None else self.memory.prior(self.space, self.data)
 
     def opening(self, history: History) -> Proposed | None:
-        """What is run next without asking: the plain default first, then where memory says to begin."""
+        """What is run next without asking: the plain default first, then, before any proposal, where memory begins."""
         if not history.trials:
             return Proposed(None, self.space.default, "default", (), ())
-        start = self.prior.start if self.prior is not None else None
-        if start is None or any(trial.source == "memory" for trial in history.trials):
+        if self.memory is None or any(trial.source not in ("default", "memory") for trial in history.trials):
             return None
-        return None if self.space.key(start) in history.tried else Proposed(None, dict(start), "memory", (), ())
+        start = self.memory.next_start(self.space, self.data, history)
+        return None if start is None else Proposed(None, dict(start), "memory", (), ())
 
     def situation(self, history: History) -> Situation:
         """What a proposer is shown."""

@@ -17,6 +17,7 @@ from recllm.tuning.export import COLUMNS
 from recllm.tuning.launch import Forked
 from recllm.tuning.memory import Memory
 from recllm.tuning.runner import OBJECTIVE
+from recllm.tuning.spaces import surface_space
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "tune_backbone.py"
@@ -120,11 +121,10 @@ def test_the_recipe_is_killed_with_a_trial_at_work_and_ends_as_if_it_never_was(w
 
 def test_a_later_study_begins_where_memory_says(whole, start, tmp_path):
     start(tmp_path / "next", f"--memory={whole / 'memory'}", "--seed=1", "--read_test=False")
-    rows = trials(tmp_path / "next")
-    known = json.loads((whole / "study" / "metrics.json").read_text())
-    if known["best/number"]:
-        assert rows[1]["source"] == "memory"
-        assert rows[1]["config"] == trials(whole / "study")[known["best/number"]]["config"]
+    rows, known = trials(tmp_path / "next"), json.loads((tmp_path / "next" / "study.json").read_text())
+    begin = Memory(tmp_path / "next" / "memory").prior(surface_space("sasrec"), known["data"]).start
+    assert rows[1]["source"] == "memory" and json.loads(rows[1]["config"]) == begin
+    assert known["data"]["users"] == 40 and known["remembered"]
     assert not (tmp_path / "next" / "test_read.json").exists()
     assert len(Memory(whole / "memory").studies()) == 2
 
