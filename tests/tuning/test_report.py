@@ -1,7 +1,9 @@
 """A study's report: tables against hand-made histories, and the command on real study folders."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +24,10 @@ from recllm.tuning.study import Study
 from recllm.tuning.surface import METRICS, Surface, surface_row, write_surface
 from recllm.tuning.trial import History, Trial
 
-SPACE = surface_space("sasrec")
+sys.path.insert(0, str(Path(__file__).parent))
+from part_spaces import part_space
+
+SPACE, MEASURED = part_space("sasrec"), surface_space("sasrec")
 BAD = "<script>alert(1)</script> | [a](http://b.c) ![x](y) `z`\n# head"
 
 
@@ -128,18 +133,18 @@ def test_equal_curves_make_equal_pictures_and_others_do_not(tmp_path):
 
 @pytest.fixture(scope="module")
 def surface(tmp_path_factory):
-    rows, best = [], SPACE.change(SPACE.default, "dropout", 0.4)
-    for place, config in enumerate([SPACE.default, *SPACE.neighbours(SPACE.default)]):
-        score = 0.05 * (1 - SPACE.distance(config, best))
+    rows, best = [], MEASURED.change(MEASURED.default, "dropout", 0.5)
+    for place, config in enumerate([MEASURED.default, *MEASURED.neighbours(MEASURED.default)]):
+        score = 0.05 * (1 - MEASURED.distance(config, best))
         metrics = {f"{role}/{name}": score for role in ("validation", "test") for name in METRICS}
-        told = Outcome("ok", SPACE.key(config), config, 0, metrics, 9)
+        told = Outcome("ok", MEASURED.key(config), config, 0, metrics, 9)
         rows.append(surface_row(told, "spread" if place else "default"))
     limits = dict.fromkeys(("parameters", "cpu_seconds", "wall_seconds", "memory_gib"))
     told = {
         "backbone": "sasrec",
         "dataset": "toy",
         "limits": limits,
-        "fixed": dict(SPACE.fixed),
+        "fixed": dict(MEASURED.fixed),
         "data_fingerprint": "f",
     }
     path = tmp_path_factory.mktemp("surface") / "sasrec-toy.parquet"
@@ -155,7 +160,7 @@ def folders(tmp_path_factory, surface):
     for name, seed in (("dice", 0), ("random", 0), ("random2", 1)):
         chooser = ModelChooser(Dice()) if name == "dice" else SamplerChooser(suggester("random", seed))
         facts = {"dataset": "toy", "inputs": {"dataset": "f"}}
-        Study(root / name, Agent(SPACE, {"users": 40.0}, 7, seed), chooser, trials, epsilon=0.001, facts=facts).run()
+        Study(root / name, Agent(MEASURED, {"users": 40.0}, 7, seed), chooser, trials, epsilon=0.001, facts=facts).run()
     return root
 
 
