@@ -1,7 +1,7 @@
 """Measured tables (configuration -> validation and test metrics, seconds) on which tuners are compared in seconds.
 
-Claim: none of its own: `recllm.tuning.surface` reads what this measures. It lies here because it makes committed files,
-    not a run's folder.
+Claim: none of its own: `recllm.tuning.trials.surface` reads what this measures. It lies here because it makes committed
+    files, not a run's folder.
 Run:   RECLLM_DATA=DIR python benchmarks/measure_surfaces.py --work outputs/surfaces
        python benchmarks/measure_surfaces.py --work outputs/surfaces --export benchmarks/surfaces
 SASRec and HSTU on samples of 1,238 to 1,487 users of three Amazon sets (drawn before the 5-core; leave one out),
@@ -20,11 +20,11 @@ from typing import Annotated
 
 import typer
 
-from recllm.tuning.launch import Forked
-from recllm.tuning.measure import Table, claimed, measure
-from recllm.tuning.runner import OBJECTIVE, TrialRunner
-from recllm.tuning.space import Limits
-from recllm.tuning.spaces import surface_space
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.spaces.space import Limits
+from recllm.tuning.trials.launch import Forked
+from recllm.tuning.trials.measure import Table, claimed, measure
+from recllm.tuning.trials.runner import OBJECTIVE, TrialRunner
 
 logger = logging.getLogger("measure_surfaces")
 # Users drawn before the 5-core, which leaves 1,325, 1,238 and 1,487.

@@ -33,12 +33,12 @@ import typer
 from recllm.machine import versions
 from recllm.metrics.bootstrap import flat
 from recllm.provenance import content_fingerprint, read_json, write_json
-from recllm.tuning.choosers import ModelChooser
-from recllm.tuning.contest import Contest, Dice, counted, model_share
-from recllm.tuning.curves import SHARES, mean_of_medians, ratio_of_medians, trials_to
-from recllm.tuning.language import load_language_model
-from recllm.tuning.opro import Opro
-from recllm.tuning.surface import Surface
+from recllm.tuning.baselines.opro import Opro
+from recllm.tuning.language.language import load_language_model
+from recllm.tuning.reports.contest import Contest, Dice, counted, model_share
+from recllm.tuning.reports.curves import SHARES, mean_of_medians, ratio_of_medians, trials_to
+from recllm.tuning.study.choosers import ModelChooser
+from recllm.tuning.trials.surface import Surface
 
 logger = logging.getLogger("tuning")
 SURFACES = Path(__file__).resolve().parent / "surfaces"

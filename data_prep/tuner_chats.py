@@ -1,9 +1,9 @@
 """Build the chat data set of the tuner: situations of studies on measured surfaces, each with a good next change.
 
 Method: studies are played on the surfaces of every data set but one, bent and mixed so that no table is learned by
-    heart (`recllm.tuning.board`), by a mixture of good, random and bad moves, with and without memory of studies on
-    the other data. The reply is a change drawn by its true worth: its share of the headroom, and what it leaves within
-    reach of the remaining budget.
+    heart (`recllm.tuning.tuner.board`), by a mixture of good, random and bad moves, with and without memory of studies
+    on the other data. The reply is a change drawn by its true worth: its share of the headroom, and what it leaves
+    within reach of the remaining budget.
 Run: python data_prep/tuner_chats.py --surfaces benchmarks/surfaces --leave_out amazon2014-toy
     --output_dir outputs/tuner/toy_chats
 Quick: python data_prep/tuner_chats.py --config recipes/configs/tuner_chats/quickstart.yaml
@@ -32,8 +32,8 @@ def main(args: Arguments) -> None:
     from datasets import Dataset
 
     from recllm.provenance import RunRecord
-    from recllm.tuning.lessons import lesson_boards, lesson_memories
-    from recllm.tuning.traces import Mixture, chat_rows, traces
+    from recllm.tuning.tuner.lessons import lesson_boards, lesson_memories
+    from recllm.tuning.tuner.traces import Mixture, chat_rows, traces
 
     record = RunRecord.start(args.output_dir, "tuner_chats", args, inputs={"surfaces": args.surfaces})
     if record.complete:

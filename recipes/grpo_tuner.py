@@ -31,7 +31,7 @@ def main(args: Arguments, training_args: Any, model_args: Any) -> None:
     from recllm.training.equip import equip
     from recllm.training.replies import build_reply_trainer, reply_rows, train_replies
     from recllm.training.sft import load_chats
-    from recllm.tuning.rewards import Improvement
+    from recllm.tuning.tuner.rewards import Improvement
 
     source = model_args.model_name_or_path
     record, publishing = start_run(

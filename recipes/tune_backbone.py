@@ -54,9 +54,9 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     from recllm.provenance import RunRecord
-    from recllm.tuning.ending import deliver
-    from recllm.tuning.launch import Forked
-    from recllm.tuning.live import inputs_of, live_study
+    from recllm.tuning.study.ending import deliver
+    from recllm.tuning.study.live import inputs_of, live_study
+    from recllm.tuning.trials.launch import Forked
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = RunRecord.start(args.output_dir, "tune_backbone", args, inputs=inputs_of(args))

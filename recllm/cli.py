@@ -215,9 +215,9 @@ def report(
 
 def _report_studies(folders: list[Path], surface: Path | None, output_dir: Path | None) -> None:
     from recllm.evaluation.report import print_page
-    from recllm.tuning.report import write_report
-    from recllm.tuning.stored import load_study
-    from recllm.tuning.surface import Surface
+    from recllm.tuning.reports.report import write_report
+    from recllm.tuning.reports.stored import load_study
+    from recllm.tuning.trials.surface import Surface
 
     studies = [load_study(folder) for folder in folders]
     path = write_report(studies, output_dir or folders[0], Surface.load(surface) if surface else None)

@@ -129,7 +129,7 @@ def test_every_allowed_exception_is_still_needed(sources):
         ("recllm/data/splits.py", "def f():\n    import recllm.provenance"),
         ("recllm/data/splits.py", "from recllm import metrics"),
         ("recllm/data/splits.py", "from ..tools import rank"),
-        ("recllm/hub/card.py", "from recllm.tuning.space import Space"),
+        ("recllm/hub/card.py", "from recllm.tuning.spaces.space import Space"),
         ("recllm/sid/table.py", "from recipes.sft import main"),
         ("recllm/__init__.py", "from recllm.data.catalog import Catalog"),
         ("recllm/helpers/x.py", "x = 1"),

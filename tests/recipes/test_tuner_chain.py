@@ -63,7 +63,7 @@ def test_the_tuner_is_graded_before_and_after_on_situations_that_it_was_not_trai
 
 
 def test_the_proposer_loads_it(outputs):
-    from recllm.tuning.local_model import LocalModel
+    from recllm.tuning.language.local_model import LocalModel
 
     rows = Dataset.load_from_disk(str(outputs / "chats"))
     assert set(rows.column_names) == {"messages", "space", "config", "masked", "tried", "worths"}

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.tuning.launch import Forked
+from recllm.tuning.trials.launch import Forked
 
 ITEMS = 25
 

@@ -5,9 +5,9 @@ import json
 import math
 from pathlib import Path
 
-from recllm.tuning.runner import Outcome
-from recllm.tuning.spaces import surface_space
-from recllm.tuning.surface import METRICS, surface_row, write_surface
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.trials.runner import Outcome
+from recllm.tuning.trials.surface import METRICS, surface_row, write_surface
 
 DATASETS = ("one", "two", "three")
 _LIMITS = {"parameters": None, "cpu_seconds": None, "wall_seconds": None, "memory_gib": None}

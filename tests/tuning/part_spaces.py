@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from recllm.tuning.space import Space
-from recllm.tuning.spaces import backbone_space
+from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.spaces.space import Space
 
 _BOTH = {
     "hidden_dim": (16, 32, 64, 128),

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from recllm.tuning.axes import Axis, When
-from recllm.tuning.proposal import Proposal
-from recllm.tuning.recipe import Argument
-from recllm.tuning.reflection import measured_reflection, single_change
-from recllm.tuning.runner import Outcome
-from recllm.tuning.space import Space
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.spaces.axes import Axis, When
+from recllm.tuning.spaces.recipe import Argument
+from recllm.tuning.spaces.space import Space
+from recllm.tuning.study.proposal import Proposal
+from recllm.tuning.study.reflection import measured_reflection, single_change
+from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.trials.runner import Outcome
 
 DATA = {"users": 1500, "items": 2312, "avg_len": 7.43, "density": 0.00312}
 

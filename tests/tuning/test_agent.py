@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.tuning.agent import Agent, StudyRun, run_many, step_many
-from recllm.tuning.baselines import suggester
-from recllm.tuning.choosers import ModelChooser, SamplerChooser, SurfaceTrials
-from recllm.tuning.cognition import summarise
-from recllm.tuning.memory import Memory
-from recllm.tuning.proposer import Proposed
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.spaces import surface_space
-from recllm.tuning.study import Study
-from recllm.tuning.surface import Surface, surface_row, write_surface
-from recllm.tuning.trial import History
+from recllm.tuning.baselines.suggesters import suggester
+from recllm.tuning.language.proposer import Proposed
+from recllm.tuning.memory.cognition import summarise
+from recllm.tuning.memory.memory import Memory
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.study.agent import Agent, StudyRun, run_many, step_many
+from recllm.tuning.study.choosers import ModelChooser, SamplerChooser, SurfaceTrials
+from recllm.tuning.study.study import Study
+from recllm.tuning.study.trial import History
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
+from recllm.tuning.trials.surface import Surface, surface_row, write_surface
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawing import Chooses

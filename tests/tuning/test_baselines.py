@@ -9,10 +9,10 @@ import cmaes as library
 import numpy as np
 import pytest
 
-from recllm.tuning.baselines import METHODS, alternating, suggester
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.spaces import backbone_space
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.baselines.suggesters import METHODS, alternating, suggester
+from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space
@@ -151,7 +151,7 @@ def test_tpe_learns_which_values_are_good_and_that_failures_are_not():
 
 def test_tpe_is_told_every_trial_as_it_ran():
     optuna = pytest.importorskip("optuna")
-    from recllm.tuning.samplers import _frozen
+    from recllm.tuning.baselines.samplers import _frozen
 
     for space in SPACES.values():
         rng = np.random.default_rng(1)

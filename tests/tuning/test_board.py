@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.tuning.agent import Agent
-from recllm.tuning.board import DISCOUNT, REACH, Board
-from recllm.tuning.choosers import SurfaceTrials
-from recllm.tuning.proposer import Proposed
-from recllm.tuning.surface import Surface
-from recllm.tuning.trial import History
+from recllm.tuning.language.proposer import Proposed
+from recllm.tuning.study.agent import Agent
+from recllm.tuning.study.choosers import SurfaceTrials
+from recllm.tuning.study.trial import History
+from recllm.tuning.trials.surface import Surface
+from recllm.tuning.tuner.board import DISCOUNT, REACH, Board
 
 made = runpy.run_path(str(Path(__file__).with_name("made_surfaces.py")), run_name="made")
 

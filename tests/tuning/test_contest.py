@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recllm.tuning import contest as contests
-from recllm.tuning.choosers import ModelChooser
-from recllm.tuning.contest import Contest, Dice, counted, model_share, whole
-from recllm.tuning.runner import Outcome
-from recllm.tuning.spaces import surface_space
-from recllm.tuning.surface import METRICS, Surface, surface_row, write_surface
+from recllm.tuning.reports import contest as contests
+from recllm.tuning.reports.contest import Contest, Dice, counted, model_share, whole
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.study.choosers import ModelChooser
+from recllm.tuning.trials.runner import Outcome
+from recllm.tuning.trials.surface import METRICS, Surface, surface_row, write_surface
 
 SPACE = surface_space("sasrec")
 LIMITS = {"parameters": None, "cpu_seconds": None, "wall_seconds": None, "memory_gib": None}

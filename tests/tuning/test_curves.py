@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from recllm.tuning.curves import best_so_far, mean_curve, mean_of_medians, ratio_of_medians, trials_to
+from recllm.tuning.reports.curves import best_so_far, mean_curve, mean_of_medians, ratio_of_medians, trials_to
 
 
 def test_trials_to_a_target_count_from_one_and_a_miss_one_more_than_the_budget():

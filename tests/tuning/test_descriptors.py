@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.tuning.descriptors import COMPARED, LENGTHS, describe, describe_events, likeness
+from recllm.tuning.memory.descriptors import COMPARED, LENGTHS, describe, describe_events, likeness
 
 
 def test_a_table_by_hand():

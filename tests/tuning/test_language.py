@@ -11,7 +11,7 @@ import pytest
 
 from recllm.teachers.endpoint import Endpoint
 from recllm.teachers.protocol import Sampling, TeacherError
-from recllm.tuning.language import Ask, EndpointModel, Recorder, Transcript, load_language_model
+from recllm.tuning.language.language import Ask, EndpointModel, Recorder, Transcript, load_language_model
 
 WORLDS = Path(__file__).parents[1] / "teachers" / "worlds.py"
 SCHEMA = {"anyOf": [{"type": "object", "properties": {"value": {"enum": [1, 2]}}, "required": ["value"]}]}

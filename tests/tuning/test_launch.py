@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recllm.tuning.launch import Direct, Forked
-from recllm.tuning.space import Limits
+from recllm.tuning.spaces.space import Limits
+from recllm.tuning.trials.launch import Direct, Forked
 
 KINDS = {"direct": Direct, "forked": lambda: Forked(["json"])}
 
@@ -125,8 +125,8 @@ time.sleep(600)
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
-from recllm.tuning.launch import Direct, Forked
-from recllm.tuning.space import Limits
+from recllm.tuning.trials.launch import Direct, Forked
+from recllm.tuning.spaces.space import Limits
 try:
     {kind}.run(Path({str(recipe)!r}), [], Path({str(tmp_path / "log")!r}), Limits())
 except KeyboardInterrupt:
@@ -185,8 +185,8 @@ def test_a_trial_does_not_outlive_its_runner(tmp_path, kind):
     recipe.write_text(f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)")
     code = f"""
 from pathlib import Path
-from recllm.tuning.launch import Direct, Forked
-from recllm.tuning.space import Limits
+from recllm.tuning.trials.launch import Direct, Forked
+from recllm.tuning.spaces.space import Limits
 {kind}.run(Path({str(recipe)!r}), [], Path({str(tmp_path / "log")!r}), Limits())
 """
     runner = subprocess.Popen([sys.executable, "-c", code])

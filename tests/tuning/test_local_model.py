@@ -12,13 +12,13 @@ import torch
 from recllm.evaluation.completions import choose
 from recllm.teachers.local import Local
 from recllm.teachers.protocol import Sampling, TeacherError, digest
-from recllm.tuning.language import Ask, load_language_model
-from recllm.tuning.local_model import LocalModel
-from recllm.tuning.prompt import proposal_text
-from recllm.tuning.proposal import Proposal, proposal_schema
-from recllm.tuning.proposer import ask_of, propose
-from recllm.tuning.spaces import backbone_space
-from recllm.tuning.trial import Situation
+from recllm.tuning.language.language import Ask, load_language_model
+from recllm.tuning.language.local_model import LocalModel
+from recllm.tuning.language.prompt import proposal_text
+from recllm.tuning.language.proposer import ask_of, propose
+from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.study.proposal import Proposal, proposal_schema
+from recllm.tuning.study.trial import Situation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.tuning.cognition import CARRIES, Evidence, evidence_of, markdown, summarise
-from recllm.tuning.memory import DECAY, Memory
-from recllm.tuning.memory_files import RULES_FILE, SUMMARIES
-from recllm.tuning.reflection import measured_reflection, single_change
-from recllm.tuning.rules import HERE, MOST_A_STUDY, Line, applying, settled
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.space import Space
-from recllm.tuning.spaces import SPACES
-from recllm.tuning.transfer import LEAST_STEP, Expectation, Landscape, apart, mended, places, positions
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.memory.cognition import CARRIES, Evidence, evidence_of, markdown, summarise
+from recllm.tuning.memory.memory import DECAY, Memory
+from recllm.tuning.memory.memory_files import RULES_FILE, SUMMARIES
+from recllm.tuning.memory.rules import HERE, MOST_A_STUDY, Line, applying, settled
+from recllm.tuning.memory.transfer import LEAST_STEP, Expectation, Landscape, apart, mended, places, positions
+from recllm.tuning.spaces.backbones import SPACES
+from recllm.tuning.spaces.space import Space
+from recllm.tuning.study.reflection import measured_reflection, single_change
+from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space
@@ -132,10 +132,10 @@ def _contents(folder: Path) -> dict[str, str]:
 def test_two_processes_learn_without_losing_a_word(tmp_path):
     script = """
 import sys
-from recllm.tuning.memory import Memory
+from recllm.tuning.memory.memory import Memory
 sys.path.insert(0, sys.argv[1])
 from test_memory import BASIC, DATA, study_of
-from recllm.tuning.cognition import summarise
+from recllm.tuning.memory.cognition import summarise
 for number in range(3):
     Memory(sys.argv[2]).learn(summarise(f"{sys.argv[3]}-{number}", study_of(BASIC), DATA))
 """

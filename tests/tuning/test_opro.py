@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.tuning.agent import Agent, StudyRun, run_many
-from recllm.tuning.opro import SHOWN, Opro, opro_ask, opro_schema, read_configuration
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.baselines.opro import SHOWN, Opro, opro_ask, opro_schema, read_configuration
+from recllm.tuning.study.agent import Agent, StudyRun, run_many
+from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.tuning.briefing import MOST_TRIALS, trial_lines
-from recllm.tuning.prompt import (
+from recllm.tuning.language.briefing import MOST_TRIALS, trial_lines
+from recllm.tuning.language.prompt import (
     BRIEF_TRIALS,
     proposal_text,
     reflection_messages,
@@ -17,10 +17,10 @@ from recllm.tuning.prompt import (
     situation_messages,
     trial_line,
 )
-from recllm.tuning.proposal import Proposal, Refusal, proposal_schema, read_proposal
-from recllm.tuning.spaces import SPACES, backbone_space
-from recllm.tuning.telling import as_json, figures, line, signed, taken
-from recllm.tuning.trial import History, Situation
+from recllm.tuning.language.telling import as_json, figures, line, signed, taken
+from recllm.tuning.spaces.backbones import SPACES, backbone_space
+from recllm.tuning.study.proposal import Proposal, Refusal, proposal_schema, read_proposal
+from recllm.tuning.study.trial import History, Situation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recllm.teachers.protocol import TeacherError
-from recllm.tuning.prompt import proposal_text
-from recllm.tuning.proposal import Proposal, Reason, Refusal, open_axes, read_proposal
-from recllm.tuning.proposer import ask_of, propose, random_change
-from recllm.tuning.reflection import single_change
-from recllm.tuning.spaces import backbone_space
-from recllm.tuning.trial import History, Situation
+from recllm.tuning.language.prompt import proposal_text
+from recllm.tuning.language.proposer import ask_of, propose, random_change
+from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.study.proposal import Proposal, Reason, Refusal, open_axes, read_proposal
+from recllm.tuning.study.reflection import single_change
+from recllm.tuning.study.trial import History, Situation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.tuning.coverage import coverage, masked_axes
-from recllm.tuning.families import FAMILIES
-from recllm.tuning.noise import epsilon_of
-from recllm.tuning.reflection import (
+from recllm.tuning.spaces.backbones import SPACES
+from recllm.tuning.spaces.families import FAMILIES
+from recllm.tuning.spaces.space import Space
+from recllm.tuning.study.coverage import coverage, masked_axes
+from recllm.tuning.study.noise import epsilon_of
+from recllm.tuning.study.reflection import (
     LearnedRule,
     Reflection,
     change_of,
@@ -23,10 +25,8 @@ from recllm.tuning.reflection import (
     reflection_schema,
     single_change,
 )
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.space import Space
-from recllm.tuning.spaces import SPACES
-from recllm.tuning.trial import LEAST_EPSILON, History, Trial
+from recllm.tuning.study.trial import LEAST_EPSILON, History, Trial
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

@@ -10,19 +10,19 @@ from typer.testing import CliRunner
 
 from recllm import cli
 from recllm.provenance import write_json
-from recllm.tuning.agent import Agent
-from recllm.tuning.baselines import suggester
-from recllm.tuning.choosers import ModelChooser, SamplerChooser, SurfaceTrials
-from recllm.tuning.proposal import Proposal
-from recllm.tuning.reflection import LearnedRule, Reflection
-from recllm.tuning.report import compare, markdown, write_report
-from recllm.tuning.report_plot import plot_curves
-from recllm.tuning.runner import OBJECTIVE, Outcome
-from recllm.tuning.spaces import surface_space
-from recllm.tuning.stored import Stored, load_study
-from recllm.tuning.study import Study
-from recllm.tuning.surface import METRICS, Surface, surface_row, write_surface
-from recllm.tuning.trial import History, Trial
+from recllm.tuning.baselines.suggesters import suggester
+from recllm.tuning.reports.report import compare, markdown, write_report
+from recllm.tuning.reports.report_plot import plot_curves
+from recllm.tuning.reports.stored import Stored, load_study
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.study.agent import Agent
+from recllm.tuning.study.choosers import ModelChooser, SamplerChooser, SurfaceTrials
+from recllm.tuning.study.proposal import Proposal
+from recllm.tuning.study.reflection import LearnedRule, Reflection
+from recllm.tuning.study.study import Study
+from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.trials.runner import OBJECTIVE, Outcome
+from recllm.tuning.trials.surface import METRICS, Surface, surface_row, write_surface
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space
@@ -155,7 +155,7 @@ def surface(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, surface):
     root, trials = tmp_path_factory.mktemp("studies"), SurfaceTrials(Surface.load(surface))
-    from recllm.tuning.contest import Dice
+    from recllm.tuning.reports.contest import Dice
 
     for name, seed in (("dice", 0), ("random", 0), ("random2", 1)):
         chooser = ModelChooser(Dice()) if name == "dice" else SamplerChooser(suggester("random", seed))

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from recllm.tuning.prompt import proposal_text
-from recllm.tuning.proposal import Proposal
-from recllm.tuning.rewards import ILLEGAL, UNREADABLE, Improvement
-from recllm.tuning.spaces import surface_space
+from recllm.tuning.language.prompt import proposal_text
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.study.proposal import Proposal
+from recllm.tuning.tuner.rewards import ILLEGAL, UNREADABLE, Improvement
 
 SPACE = surface_space("sasrec")
 GOOD = SPACE.change(SPACE.default, "lr", 0.003)

@@ -12,13 +12,13 @@ import pytest
 from recllm.provenance import write_json
 from recllm.sid.embeddings import save_embeddings
 from recllm.sid.table import SidTable
-from recllm.tuning.finalize import SEAL_FILE, finalize, is_sealed
-from recllm.tuning.launch import Ended
-from recllm.tuning.models import count_parameters
-from recllm.tuning.recipe import recipe_arguments, recipe_path
-from recllm.tuning.runner import TrialRunner
-from recllm.tuning.space import Limits, Space
-from recllm.tuning.spaces import backbone_space
+from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.spaces.recipe import recipe_arguments, recipe_path
+from recllm.tuning.spaces.space import Limits, Space
+from recllm.tuning.trials.finalize import SEAL_FILE, finalize, is_sealed
+from recllm.tuning.trials.launch import Ended
+from recllm.tuning.trials.models import count_parameters
+from recllm.tuning.trials.runner import TrialRunner
 
 TINY = {"hidden_dim": 16, "batch_size": 16, "lr": 0.01, "num_negatives": 0}
 LIMITS = Limits(parameters=100_000, cpu_seconds=60, wall_seconds=600, memory_gib=2)
@@ -309,7 +309,7 @@ def test_seeds_must_differ(dataset, tmp_path, seeds):
 
 
 def test_nobody_else_unseals(repo_root):
-    allowed = {"recllm/tuning/runner.py", "recllm/tuning/finalize.py", "recllm/tuning/measure.py"}
+    allowed = {"recllm/tuning/trials/runner.py", "recllm/tuning/trials/finalize.py", "recllm/tuning/trials/measure.py"}
     code = [*(repo_root / "recllm").rglob("*.py"), *(repo_root / "recipes").glob("*.py")]
     code += [*(repo_root / "benchmarks").glob("*.py"), *(repo_root / "data_prep").glob("*.py")]
     found = {path.relative_to(repo_root).as_posix() for path in code if "run_unsealed" in path.read_text()}

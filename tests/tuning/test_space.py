@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recllm.training.arguments import parse
-from recllm.tuning.axes import Axis, When
-from recllm.tuning.recipe import Argument, recipe_arguments, recipe_path
-from recllm.tuning.space import Space
-from recllm.tuning.spaces import SPACES, SURFACE_EPOCHS, backbone_space, surface_space
-from recllm.tuning.surface import Index
+from recllm.tuning.spaces.axes import Axis, When
+from recllm.tuning.spaces.backbones import SPACES, SURFACE_EPOCHS, backbone_space, surface_space
+from recllm.tuning.spaces.recipe import Argument, recipe_arguments, recipe_path
+from recllm.tuning.spaces.space import Space
+from recllm.tuning.trials.surface import Index
 
 sys.path.insert(0, str(Path(__file__).parent))
 from part_spaces import part_space

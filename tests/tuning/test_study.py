@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from recllm.tuning.agent import Agent
-from recllm.tuning.baselines import suggester
-from recllm.tuning.choosers import ModelChooser, SamplerChooser
-from recllm.tuning.journal import JOURNAL_FILE
-from recllm.tuning.language import Recorder, Transcript
-from recllm.tuning.runner import Outcome
-from recllm.tuning.study import STUDY_FILE, Study
+from recllm.tuning.baselines.suggesters import suggester
+from recllm.tuning.language.language import Recorder, Transcript
+from recllm.tuning.study.agent import Agent
+from recllm.tuning.study.choosers import ModelChooser, SamplerChooser
+from recllm.tuning.study.journal import JOURNAL_FILE
+from recllm.tuning.study.study import STUDY_FILE, Study
+from recllm.tuning.trials.runner import Outcome
 
 sys.path.insert(0, str(Path(__file__).parent))
 from drawing import Chooses

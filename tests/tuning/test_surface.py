@@ -18,9 +18,11 @@ import polars as pl
 import pytest
 
 from recllm.provenance import read_json, write_json
-from recllm.tuning.descriptors import describe
-from recllm.tuning.launch import Ended
-from recllm.tuning.measure import (
+from recllm.tuning.memory.descriptors import describe
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.spaces.space import Limits
+from recllm.tuning.trials.launch import Ended
+from recllm.tuning.trials.measure import (
     ROWS_FILE,
     TABLE_FILE,
     Table,
@@ -29,10 +31,8 @@ from recllm.tuning.measure import (
     measure,
     read_rows,
 )
-from recllm.tuning.runner import Outcome, TrialRunner
-from recllm.tuning.space import Limits
-from recllm.tuning.spaces import surface_space
-from recllm.tuning.surface import METRICS, SCHEMA, Surface, surface_row, write_surface
+from recllm.tuning.trials.runner import Outcome, TrialRunner
+from recllm.tuning.trials.surface import METRICS, SCHEMA, Surface, surface_row, write_surface
 
 SPACE = surface_space("sasrec")
 LIMITS = {"parameters": None, "cpu_seconds": None, "wall_seconds": None, "memory_gib": None}
@@ -300,7 +300,7 @@ def test_rows_of_something_else_do_not_come_into_a_table(dataset, tmp_path, name
 
 def test_a_table_says_what_code_it_was_measured_with(dataset, tmp_path, monkeypatch):
     for version in ("1", "2", "2"):
-        monkeypatch.setattr("recllm.tuning.measure.versions", lambda version=version: {"torch": version})
+        monkeypatch.setattr("recllm.tuning.trials.measure.versions", lambda version=version: {"torch": version})
         table = make_table(tmp_path, dataset)
         next(measure([table]))
     told = Surface.load(table.export(tmp_path / "out")).provenance

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.tuning.lessons import lesson_boards, lesson_memories
-from recllm.tuning.proposal import read_proposal
-from recllm.tuning.rewards import Improvement
-from recllm.tuning.traces import Mixture, Trace, chat_rows, choose, play, traces
+from recllm.tuning.study.proposal import read_proposal
+from recllm.tuning.tuner.lessons import lesson_boards, lesson_memories
+from recllm.tuning.tuner.rewards import Improvement
+from recllm.tuning.tuner.traces import Mixture, Trace, chat_rows, choose, play, traces
 
 made = runpy.run_path(str(Path(__file__).with_name("made_surfaces.py")), run_name="made")
 

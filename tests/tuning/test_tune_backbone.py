@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from recllm.training.arguments import parse
-from recllm.tuning.export import COLUMNS
-from recllm.tuning.launch import Forked
-from recllm.tuning.memory import Memory
-from recllm.tuning.runner import OBJECTIVE
-from recllm.tuning.spaces import surface_space
+from recllm.tuning.memory.memory import Memory
+from recllm.tuning.spaces.backbones import surface_space
+from recllm.tuning.study.export import COLUMNS
+from recllm.tuning.trials.launch import Forked
+from recllm.tuning.trials.runner import OBJECTIVE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "tune_backbone.py"
@@ -50,7 +50,7 @@ def start(dataset, forked):
         scope["main"](*parse(scope["Arguments"], argv=words(dataset, folder, *more)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recllm.tuning.launch.Forked", lambda: Kept(forked))
+        patch.setattr("recllm.tuning.trials.launch.Forked", lambda: Kept(forked))
         yield started
 
 
