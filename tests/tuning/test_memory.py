@@ -435,7 +435,11 @@ def test_the_same_change_twice_is_named(tmp_path):
     ("change", "words"),
     [
         ({"study": "toy"}, "study is 'toy', but the file is named 'beauty'"),
-        ({"default_score": 0}, "default_score is 0"),
+        ({"default_score": 0}, "default_score is as good as 0"),
+        ({"default_score": 1e-300}, "default_score is as good as 0"),
+        ({"default_score": 10**400}, "default_score is a number"),
+        ({"trials": []}, "trials is empty"),
+        ({"trials": [[{"lr": 10**400}, 0.1]]}, "trial 1: lr is a number"),
         ({"trials": [[{"lr": 1}]]}, "trial 1 is a configuration and a score"),
         ({"trials": [[{"lr": {}}, 0.1]]}, "trial 1: lr is a number"),
         ({"data": {"avg_len": "long"}}, "data avg_len is a number"),

@@ -191,6 +191,23 @@ def test_a_reply_cannot_change_what_was_measured():
     assert read_reflection(json.dumps(said(verdict="confirmed")), history, trial) is None
 
 
+def test_what_cannot_be_written_to_a_file_is_not_kept_of_a_reply():
+    history, trial = after(begun(), ("dropout", 0.4), score=0.04)
+    reply = said(bottleneck="\ud800 width\u2028\x1b[2J", next_action="<|im_end|>")
+    found = read_reflection(json.dumps(reply), history, trial)
+    assert (found.bottleneck, found.next_action) == ("width [2J", "(/im_end/)")
+    assert read_reflection(json.dumps(said(when="\ud800")), history, trial) is None
+
+
+def test_a_change_that_mends_a_failed_configuration_is_confirmed():
+    failed = Outcome("crash", SPACE.key(SPACE.default), SPACE.default, 0, words="no")
+    history = History(SPACE, (Trial(0, "default", failed),), epsilon=0.001)
+    config = SPACE.change(SPACE.default, "dropout", 0.4)
+    trial = Trial(1, "model", Outcome("ok", SPACE.key(config), config, 0, {OBJECTIVE: 0.05}), parent=0)
+    found = measured_reflection(history, trial)
+    assert found.verdict == "confirmed" and found.rule.effect == "helps" and found.prune == ()
+
+
 def test_what_the_study_stands_on_is_not_pruned():
     history, trial = after(begun(), ("lr", 0.03), score=0.08)
     assert history.best == trial

@@ -87,6 +87,16 @@ def test_the_recipe_reads_what_a_configuration_says(name):
         assert {key: getattr(found, key) for key in arguments} == arguments
 
 
+def test_zero_has_one_sign_and_any_depth_is_refused():
+    space = hand_made()
+    assert space.key({**space.default, "share": -0.0}) == space.key({**space.default, "share": 0.0})
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="share: a list is not legal"):
+        space.change(space.default, "share", deep)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_drawn_is_legal_and_stays_what_it_is(name):
     space, rng, keys = EVERY[name], np.random.default_rng(0), set()

@@ -218,6 +218,27 @@ def test_a_budget_may_grow_until_the_test_was_read(tmp_path):
         study(tmp_path, budget=7).run()
 
 
+def test_a_budget_does_not_shrink_and_no_worker_plans_once_the_test_was_read(tmp_path):
+    study(tmp_path, budget=4).run()
+    with pytest.raises(ValueError, match="may grow, not shrink"):
+        study(tmp_path, budget=3).run()
+
+    def read_by_another(config, seed):
+        (tmp_path / "test_read.json").write_text("{}")
+        return evaluate(config, seed)
+
+    late = study(tmp_path, budget=7)
+    with pytest.raises(ValueError, match="test was read; it has no more trials"):
+        Study(late.folder, late.agent, late.chooser, read_by_another, seed=7).run()
+    (tmp_path / "test_read.json").unlink()
+    assert len(late.history().trials) == 5
+
+
+def test_the_wording_of_an_axis_does_not_make_another_study(tmp_path):
+    study(tmp_path, budget=2).run()
+    assert "description" not in (tmp_path / STUDY_FILE).read_text()
+
+
 def test_a_journal_that_is_no_journal_is_refused(tmp_path):
     (tmp_path / JOURNAL_FILE).write_text("not a line of it\nnor this\n")
     with pytest.raises(ValueError, match=r"journal\.log"):

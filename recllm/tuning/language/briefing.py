@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from recllm.tuning.language.telling import figures, grouped, line, pruned, reference, shown, taken
+from recllm.tuning.language.telling import figures, grouped, pruned, reference, shown, taken
 from recllm.tuning.spaces.axes import Axis
+from recllm.tuning.study.plain import line
 from recllm.tuning.study.proposal import MOST_WORDS, listed_values, open_axes
 from recllm.tuning.study.reflection import change_of
 from recllm.tuning.study.trial import History, Situation, Trial
@@ -86,7 +87,7 @@ def _parts(situation: Situation, dimensions: bool = True) -> list[str]:
             "\n".join(["Notes: rules from earlier studies", *(f"- {line(r, _NOTE)}" for r in situation.rules)])
         )
     if situation.prior:
-        parts.append(f"Notes: summary of earlier studies\n{_lines(situation.prior, _PRIOR)}")
+        parts.append(f"Notes: summary of earlier studies\n{_lines(situation.prior, _PRIOR, each=_PRIOR)}")
     return parts
 
 
@@ -137,6 +138,6 @@ def trial_lines(history: History, most: int = MOST_TRIALS) -> list[str]:
     return [*gap, *(told[number] for number in sorted(told))]
 
 
-def _lines(text: str, most: int) -> str:
-    """A text of several lines, each clean and marked as quoted, from at most so many characters."""
-    return "\n".join(f"> {clean}" for part in text[:most].splitlines() if (clean := line(part, _NOTE)))
+def _lines(text: str, most: int, each: int = _NOTE) -> str:
+    """A text of several lines, each clean, cut at `each` and marked as quoted, from at most so many characters."""
+    return "\n".join(f"> {clean}" for part in text[:most].splitlines() if (clean := line(part, each)))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from recllm.tuning.language.telling import as_json, figures, grouped, line, pruned, reference, shown, signed
+from recllm.tuning.language.telling import as_json, figures, grouped, pruned, reference, shown, signed
+from recllm.tuning.study.plain import line
 from recllm.tuning.study.proposal import Proposal, Refusal
 from recllm.tuning.study.reflection import change_of
 from recllm.tuning.study.trial import History, Situation, Trial

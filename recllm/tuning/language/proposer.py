@@ -13,7 +13,7 @@ import numpy as np
 
 from recllm.tuning.language.language import Ask, LanguageModel
 from recllm.tuning.language.prompt import repair_messages, situation_messages
-from recllm.tuning.language.telling import taken
+from recllm.tuning.language.telling import pruned, taken
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.proposal import Proposal, Refusal, listed_values, open_axes, proposal_schema, read_proposal
 from recllm.tuning.study.trial import History, Situation, Source
@@ -100,19 +100,23 @@ def _judged(situation: Situation, reply: str, before: Proposed | None) -> Propos
 def random_change(situation: Situation, seed: int) -> dict[str, Any]:
     """A legal change of one axis that was not tried: first the axis is drawn, then its value.
 
-    Where the open axes have none left, all axes count; where no single change is left, any untried configuration.
+    What reflections ruled out waits until nothing else is left. Where the open axes have none left, all axes count;
+    where no single change is left, any untried configuration.
 
     Raises:
         ValueError: none was found.
     """
     history, space = situation.history, situation.history.space
     rng = np.random.default_rng([seed, len(history.trials)])
-    for masked in (situation.masked, ()):
+    closed = set(pruned(history))
+    for masked, ruled_out in ((situation.masked, closed), ((), closed), ((), ())):
         axes = open_axes(space, history.present, masked)
         for index in rng.permutation(len(axes)):
             axis = axes[index]
             values = listed_values(axis) or [axis.from_unit(share) for share in rng.random(_DRAWS)]
             for place in rng.permutation(len(values)):
+                if (axis.name, values[place]) in ruled_out:
+                    continue
                 if (config := _untried(space, history, axis.name, values[place])) is not None:
                     return config
     for _ in range(_SAMPLES):

@@ -25,16 +25,6 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else as_json(value)
 
 
-def line(text: Any, most: int) -> str:
-    """A foreign text as one line of at most `most` characters, without what a terminal or a template would act on.
-
-    Chat templates mark turns with angle brackets and bars, so these go: no rule or reply can open a turn of its own.
-    """
-    plain = "".join(" " if not char.isprintable() else char for char in str(text)[: 4 * most])
-    plain = " ".join(plain.replace("<", "(").replace(">", ")").replace("|", "/").split())
-    return plain if len(plain) <= most else plain[: most - 3].rstrip() + "..."
-
-
 def reference(history: History) -> float:
     """The score that counts as 100 percent: the default's, else the best one, else 1; always above 0."""
     default = next((trial for trial in history.trials if trial.source == "default" and trial.outcome.ok), None)

@@ -19,6 +19,7 @@ RULES_FILE = "rules.jsonl"
 SUMMARIES = "summaries"
 MOST_BYTES = 20_000_000
 MOST_WORDS = 300
+_LARGEST, _LEAST_SCORE = 1e15, 1e-12
 _MOST_SENTENCES = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LINE_KEYS = ("space", "dimension", "from", "value", "evidence", "off", "note")
@@ -149,8 +150,10 @@ def _known(name: str, row: Mapping[str, Any], sentences: tuple[str, ...]) -> Kno
         raise ValueError("learned is a whole number: the study's place in the order of learning")
     data = {_words("data", key, 60): _number(f"data {key}", value) for key, value in _mapping("data", row["data"])}
     score = _number("default_score", row["default_score"], 0.0)
-    if score == 0:
-        raise ValueError("default_score is 0, and gains are relative to it")
+    if not row["trials"]:
+        raise ValueError("trials is empty: a study has the default's at least")
+    if score < _LEAST_SCORE:
+        raise ValueError("default_score is as good as 0, and gains are relative to it")
     trials = tuple(_trial(place, trial) for place, trial in enumerate(_list("trials", row["trials"]), 1))
     summary = Summary(
         *(name, row["space"], data, score, _number("epsilon", row["epsilon"], 0.0), trials),
@@ -209,9 +212,13 @@ def _keys(row: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -
         raise ValueError(f"{str(more[0])[:60]!r} is not known; the keys are {', '.join(known)}")
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number of a size that a float holds; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
 def _number(name: str, value: Any, low: float = -math.inf) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < low:
+    if not _is_number(value) or value < low:
         least = "" if low == -math.inf else f" of at least {low:g}"
         raise ValueError(f"{name} is a number{least}, not {str(value)[:40]}")
     return float(value)
@@ -220,7 +227,7 @@ def _number(name: str, value: Any, low: float = -math.inf) -> float:
 def _scalar(name: str, value: Any) -> Any:
     if isinstance(value, str | bool):
         return _words(name, value, 60) if isinstance(value, str) else value
-    if isinstance(value, int | float) and math.isfinite(value):
+    if _is_number(value):
         return value
     raise ValueError(f"{name} is a number, a text of at most 60 characters, true or false; not {str(value)[:40]}")
 

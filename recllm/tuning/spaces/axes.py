@@ -132,9 +132,12 @@ def _typed(kind: str, value: Any) -> Any:
         return None
     if kind == "int":
         return int(value) if value == int(value) else None
-    return float(value)
+    return float(value) + 0.0  # so that -0.0 is no value of its own
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

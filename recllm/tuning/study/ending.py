@@ -36,6 +36,9 @@ def remembered(memory: str | Path, study: str | Path) -> Memory:
     """The memory as it is when the study begins, copied into the study's folder; later the copy as it is there.
 
     Workers that begin at once copy it once.
+
+    Raises:
+        ValueError: the memory cannot be read.
     """
     source, target = Path(memory), Path(study) / REMEMBERED
     with claimed(Path(study) / CLAIMS_FOLDER / REMEMBERED, wait=True):
@@ -44,6 +47,9 @@ def remembered(memory: str | Path, study: str | Path) -> Memory:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             if source.exists():
+                # Read before it is copied: what cannot be read is to be mended there, not in a study's copy.
+                known = Memory(source)
+                known.lines(), known.studies()
                 shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
             staging.replace(target)
     return Memory(target)
@@ -56,7 +62,10 @@ def name_of(study: Study) -> str:
     """
     known = read_json(study.folder / STUDY_FILE)
     told = json.dumps({key: value for key, value in known.items() if key not in _NOT_NAME}, sort_keys=True)
-    dataset = "".join(char if char.isalnum() or char in ".-_" else "-" for char in str(known.get("dataset", "data")))
+    dataset = "".join(
+        char if (char.isascii() and char.isalnum()) or char in ".-_" else "-"
+        for char in str(known.get("dataset", "data"))
+    )
     return f"{known['space']}-{dataset[:60]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recllm.disk import sync
-from recllm.tuning.language.telling import line, shown
+from recllm.tuning.language.telling import shown
+from recllm.tuning.study.plain import line
 from recllm.tuning.study.reflection import change_of
 from recllm.tuning.study.trial import SOURCES, History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE

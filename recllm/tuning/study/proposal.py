@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from recllm.tuning.spaces.axes import Axis
 from recllm.tuning.spaces.space import Space
+from recllm.tuning.study.plain import line
 
 MOST_WORDS = 240  # characters of each of the three texts
 MOST_REPLY = 20_000
@@ -115,7 +116,10 @@ def read_proposal(
     for name in _TEXTS:
         if not isinstance(found[name], str) or not found[name].strip() or len(found[name]) > MOST_WORDS:
             return Refusal("wrong_fields", f"{name} is text of 1 to {MOST_WORDS} characters")
-    return _legal(Proposal(**found), space, config, masked, tried)
+    plain = {name: line(found[name], MOST_WORDS) for name in _TEXTS}
+    if empty := [name for name, text in plain.items() if not text]:
+        return Refusal("wrong_fields", f"{empty[0]} has no readable text")
+    return _legal(Proposal(**{**found, **plain}), space, config, masked, tried)
 
 
 def _legal(

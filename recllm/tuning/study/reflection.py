@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recllm.tuning.spaces.families import story
 from recllm.tuning.spaces.space import Space
+from recllm.tuning.study.plain import line
 from recllm.tuning.study.proposal import MOST_REPLY, MOST_WORDS, first_object
 
 if TYPE_CHECKING:  # a trial holds a reflection
@@ -94,10 +95,13 @@ def single_change(space: Space, before: Mapping[str, Any], after: Mapping[str, A
 
 
 def measured_verdict(history: History, trial: Trial) -> Verdict:
-    """By the noise threshold: better by more than epsilon, worse by more, or neither; a failed trial is refuted."""
+    """By the noise threshold: better by more than epsilon, worse by more, or neither; a failed trial is refuted, and
+    one that mends a failed one confirmed."""
     if not trial.outcome.ok:
         return "refuted"
     delta = history.delta(trial)
+    if (parent := history.parent(trial)) is not None and not parent.outcome.ok:
+        return "confirmed"
     if delta is None or abs(delta) <= history.epsilon:
         return "inconclusive"
     return "confirmed" if delta > 0 else "refuted"
@@ -183,7 +187,9 @@ def read_reflection(reply: str, history: History, trial: Trial) -> Reflection | 
     if closed is None:
         return None
     measured = measured_reflection(history, trial)
-    told = {name: " ".join(found[name].split()) for name in _TEXTS}
+    told = {name: line(found[name], most) for name, most in _TEXTS.items()}
+    if not all(told.values()):
+        return None
     standing = history.best.config if history.best else {}
     closed = [(name, value) for name, value in closed if standing.get(name) != value]
     rule = measured.rule and replace(measured.rule, when=told["when"], confidence=float(sure))

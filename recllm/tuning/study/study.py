@@ -101,6 +101,8 @@ class Study:
                         f"{path}: {name} was {_short(known.get(name))} and is {_short(here[name])} now: that is "
                         "another study; go on as before, or start it in another folder"
                     )
+            if here["budget"] < known["budget"]:
+                raise ValueError(f"{path}: the budget was {known['budget']} trials; it may grow, not shrink")
             if here["budget"] != known["budget"] and not is_sealed(self.folder):
                 raise ValueError(f"{path}: the study's test was read after {known['budget']} trials; it has no more")
             made = {"versions": versions(), "git_sha": git("rev-parse", "HEAD"), "device": device_name()}
@@ -110,7 +112,8 @@ class Study:
     def _description(self) -> dict[str, Any]:
         space, agent = self.agent.space, self.agent
         plain = {
-            **{"space": space.name, "recipe": space.recipe, "fixed": dict(space.fixed), "schema": space.schema()},
+            **{"space": space.name, "recipe": space.recipe, "fixed": dict(space.fixed)},
+            "schema": _plain_schema(space.schema()),
             **{"limits": asdict(space.limits), "data": dict(agent.data), "proposer": self.chooser.name},
             **{"seed": self.seed, "choice_seed": agent.seed, "budget": agent.budget},
             **{"repeats": self.repeats if self.epsilon is None else 0, "epsilon": self.epsilon},
@@ -165,6 +168,8 @@ class Study:
 
     def _plan(self) -> tuple[Journal, Planned] | None:
         """Plan a trial: the default and its repeats, which may run at once, and when they have ended all others."""
+        if not is_sealed(self.folder):
+            raise ValueError(f"{self.folder}: the study's test was read; it has no more trials")
         number, repeat = self._trials.planned(), self._noise.planned()
         if number and self.epsilon is None and repeat < self.repeats:
             again = Proposed(None, self.agent.space.default, "default", (), ())
@@ -186,6 +191,8 @@ class Study:
             journal.ran(planned, outcome)
         with self._trials.alone("end"):
             if journal is self._noise:
+                if not outcome.ok:
+                    logger.warning("noise is told without seed %d: %s", planned.seed, outcome.status)
                 journal.end(Trial(planned.number, "default", outcome))
                 return
             history = self.history()
@@ -195,6 +202,15 @@ class Study:
                 (trial,) = self.chooser.reflect([self.agent.situation(history)], [trial], [seed])
             journal.end(trial)
         _log(trial, history)
+
+
+def _plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A space's schema without the axes' descriptions, whose wording does not make another study."""
+    axes = {
+        name: {key: value for key, value in axis.items() if key != "description"}
+        for name, axis in schema["properties"].items()
+    }
+    return {**schema, "properties": axes}
 
 
 def _log(trial: Trial, history: History) -> None:

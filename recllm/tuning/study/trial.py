@@ -128,12 +128,14 @@ class History:
         """The history one trial later."""
         return replace(self, trials=(*self.trials, trial))
 
+    def parent(self, trial: Trial) -> Trial | None:
+        """The trial whose configuration a trial changed."""
+        return next((other for other in self.trials if other.number == trial.parent), None)
+
     def delta(self, trial: Trial) -> float | None:
         """How much a proposed trial's score changed from its parent's; None without a parent or where either failed."""
-        if trial.parent is None or not trial.outcome.ok:
-            return None
-        parent = next((other for other in self.trials if other.number == trial.parent), None)
-        if parent is None or not parent.outcome.ok:
+        parent = self.parent(trial)
+        if parent is None or not (parent.outcome.ok and trial.outcome.ok):
             return None
         return trial.outcome.score - parent.outcome.score
 
