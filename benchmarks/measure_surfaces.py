@@ -45,7 +45,7 @@ def make_dataset(name: str, folder: Path) -> None:
 def main(
     work: Annotated[Path, typer.Option(help="Where data sets and rows are kept.")],
     export: Annotated[Path | None, typer.Option(help="Measure nothing; write the parquet files here.")] = None,
-    spread: Annotated[int, typer.Option(min=1, help="Evenly spread configurations a table.")] = 200,
+    spread: Annotated[int, typer.Option(min=1, help="Evenly spread configurations a table.")] = 216,
     seed: Annotated[int, typer.Option(help="Of the sequence and of the trials.")] = 0,
     tables: Annotated[str, typer.Option(help="Only tables whose name holds this text.")] = "",
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,

@@ -116,10 +116,13 @@ def trials(rows: Mapping[str, list[dict]], place: int, budget: int) -> dict[str,
 
 
 def compared(rows: Mapping[str, Mapping[str, list[dict]]], budget: int) -> dict[str, Any]:
-    """Ratios of median trials with intervals, of every entry to cold TPE and of what has a past to what has none."""
+    """Ratios of median trials with intervals: of every entry to cold and to warm TPE, of what has a past to what has
+    none, of what reflects to what does not, and of a model to dice in its place."""
     found: dict[str, Any] = {}
-    pairs = [(entry, "tpe") for entry in rows if entry != "tpe"]
+    pairs = [(entry, tpe) for tpe in ("tpe", "tpe_warm", "tpe_warm_studies") for entry in rows if entry != tpe]
     pairs += [(entry, entry.split("_memory")[0]) for entry in rows if "_memory" in entry]
+    pairs += [(entry, f"{entry}_no_reflection") for entry in rows]
+    pairs += [(entry, entry.replace("agent", "dice", 1)) for entry in rows if entry.startswith("agent")]
     for one, other in pairs:
         if other in rows:
             sides = (list(trials(rows[entry], -1, budget).values()) for entry in (one, other))

@@ -22,12 +22,12 @@ def argument(name, kind="float"):
 
 
 def small_space() -> Space:
-    """24 configurations, `depth` only where `mode` is b."""
+    """36 configurations, `depth` only where `mode` is b."""
     axes = (
         Axis(argument("width", "int"), 2, (1, 2, 4)),
         Axis(argument("mode", "str"), "a", ("a", "b"), ordered=False),
         Axis(argument("depth", "int"), 3, low=1, high=3, when=(When("mode", ("b",)),), otherwise=0),
-        Axis(argument("decay"), 0.0, (0.0, 1e-5)),
+        Axis(argument("decay"), 0.0, (0.0, 1e-5, 1e-4)),
     )
     return Space("small", "train_backbone", axes, {"epochs": 1})
 
@@ -39,7 +39,7 @@ def outcome(space, config, score, words=""):
 
 def with_trial(history, config, score, words="", proposal=None, source="model"):
     """The history one trial later, kept and reflected on by rule."""
-    parent = history.best.number if history.best else None
+    parent = history.standing.number if history.standing else None
     trial = Trial(len(history.trials), source, outcome(history.space, config, score, words), proposal, parent)
     trial = replace(trial, kept=history.keeps(trial.outcome))
     if parent is not None:

@@ -15,7 +15,7 @@ from recllm.tuning.spaces.backbones import surface_space
 from recllm.tuning.study.agent import Agent, StudyRun, run_many, step_many
 from recllm.tuning.study.choosers import ModelChooser, SamplerChooser, SurfaceTrials
 from recllm.tuning.study.study import Study
-from recllm.tuning.study.trial import History
+from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 from recllm.tuning.trials.surface import Surface, surface_row, write_surface
 
@@ -176,3 +176,23 @@ def test_a_surface_scores_a_configuration_as_its_nearest_and_tells_it_of_the_one
     outcome = trials(asked, 4)
     assert outcome.config == asked and outcome.key == space.key(asked)
     assert [outcome.score, trials(measured[0], 4).score] == scores[::-1]
+
+
+def test_where_every_change_of_the_best_was_tried_the_next_best_with_a_change_left_is_changed():
+    space = surface_space("sasrec")
+    history = History(space, epsilon=0.001)
+
+    def ran(history, config, score, kept=False):
+        outcome = Outcome("ok", space.key(config), dict(config), 0, {OBJECTIVE: score})
+        return history.with_trial(Trial(len(history.trials), "model", outcome, kept=kept))
+
+    assert history.standing is None and history.present == space.default
+    history = ran(history, space.default, 0.1, kept=True)
+    near = list(space.neighbours(space.default))
+    for place, config in enumerate(near[:-1]):
+        history = ran(history, config, 0.01 * (place + 1))
+        assert history.standing is history.best and history.present == space.default
+    history = ran(history, near[-1], 0.05)
+    assert history.best.number == 0 and history.standing.config == near[-2] and history.present == near[-2]
+    chosen = Proposed(None, space.change(near[-2], "lr", 0.01), "model", (), ())
+    assert agent().parent_of(history, chosen) == len(near) - 1

@@ -175,7 +175,7 @@ def test_taken_changes_are_those_that_lead_to_a_tried_configuration(seed):
     now, found = history.present, taken(history)
     expected = {
         (name, value)
-        for name, values in (("width", (1, 2, 4)), ("mode", "ab"), ("depth", (1, 2, 3)), ("decay", (0.0, 1e-5)))
+        for name, values in (("width", (1, 2, 4)), ("mode", "ab"), ("depth", (1, 2, 3)), ("decay", (0.0, 1e-5, 1e-4)))
         for value in values
         if name in now and value != now[name] and space.key(space.change(now, name, value)) in history.tried
     }

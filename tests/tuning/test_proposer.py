@@ -145,12 +145,12 @@ def test_random_changes_use_a_space_up_without_a_repeat(seed):
     space, history, model = small_space(), History(small_space()), Scripted(["no"] * 100)
     history = with_trial(history, space.default, 0.04, source="default")
     rng = np.random.default_rng(seed)
-    while len(history.trials) < 24:
+    while len(history.trials) < 36:
         proposed = propose(model, [Situation(history, DATA, 1, masked=frozenset({"mode"}))], [seed])[0]
         assert space.check(proposed.config) == proposed.config
         assert space.key(proposed.config) not in history.tried and proposed.source == "random"
         history = with_trial(history, proposed.config, 0.04 * rng.random(), source="random")
-    with pytest.raises(ValueError, match="no configuration of small is left to try after 24 trials"):
+    with pytest.raises(ValueError, match="no configuration of small is left to try after 36 trials"):
         propose(model, [Situation(history, DATA, 1)], [seed])
 
 

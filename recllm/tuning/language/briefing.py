@@ -62,9 +62,9 @@ def reflection_briefing(situation: Situation, trial: Trial, fields: Iterable[str
 
 def _parts(situation: Situation, dimensions: bool = True) -> list[str]:
     history = situation.history
-    full, best = reference(history), history.best
+    full, standing = reference(history), history.standing
     data = ", ".join(f"{name} {figures(value)}" for name, value in situation.data.items())
-    now = f"{100 * best.outcome.score / full:.1f}" if best else "not measured"
+    now = f"{100 * standing.outcome.score / full:.1f}" if standing else "not measured"
     config = ", ".join(f"{name} {shown(value)}" for name, value in history.present.items())
     noise = f"noise {100 * history.epsilon / full:.1f}"
     parts = [

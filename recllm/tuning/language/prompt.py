@@ -63,8 +63,8 @@ def brief(situation: Situation) -> str:
     A part that is empty is left out. A setting that a trial's own line calls pruned is not told again.
     """
     history = situation.history
-    full, best, trials = reference(history), history.best, history.trials[-BRIEF_TRIALS:]
-    score = f"{100 * best.outcome.score / full:.1f}" if best else "none"
+    full, standing, trials = reference(history), history.standing, history.trials[-BRIEF_TRIALS:]
+    score = f"{100 * standing.outcome.score / full:.1f}" if standing else "none"
     parts = [
         " ".join([history.space.name, *(f"{name} {figures(value)}" for name, value in situation.data.items())]),
         f"now {score} noise {100 * history.epsilon / full:.1f} left {situation.left}",

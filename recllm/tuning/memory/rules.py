@@ -119,7 +119,7 @@ class Gathered:
 
 
 def applying(lines: Sequence[Line], weights: Mapping[str, float], history: History, expect: Any, k: int) -> list[Rule]:
-    """The `k` rules that say most about single changes of what a study stands on, the most promising first.
+    """The `k` rules that say most about single changes of the present configuration, the most promising first.
 
     A rule speaks of a setting that is legal, not the present one and not tried from here. Rules that help are ordered
     by confidence times expected gain, and stand before those that hurt, of which there are at most `k // 4`, the surest
@@ -131,7 +131,7 @@ def applying(lines: Sequence[Line], weights: Mapping[str, float], history: Histo
             are the means of the pairs.
     """
     space = history.space
-    present = dict(history.best.config if history.best else space.default)
+    present = dict(history.present)
     gathered = gather(lines, weights, history, present)
     changed = {setting: space.change(present, *setting) for setting in gathered}
     settings = [setting for setting in gathered if space.key(changed[setting]) not in history.tried]

@@ -155,7 +155,10 @@ def counted(surface: Surface, histories: Iterable[History], shares: Sequence[flo
 
 
 def model_share(rows: Iterable[dict[str, Any]]) -> float | None:
-    """Share of the changes that the model itself proposed, at its first or second try; None where it made none."""
+    """Share of the changes that the model itself proposed, at its first or second try; None where it made none.
+
+    A random one counts against it whether the model was asked in vain or, with every single change tried, not at all.
+    """
     sources = Counter()
     for row in rows:
         sources.update(row["sources"])

@@ -158,7 +158,8 @@ def _target_rows(found: Comparison) -> list[list[str]]:
 
 def _best_rows(history: History) -> list[list[str]]:
     rows = [["dimension", "default", "best"]]
-    default, best = history.space.default, history.present
+    default = history.space.default
+    best = history.best.config if history.best else default
     for axis in history.space.axes:
         values = [code(shown(config[axis.name])) if axis.name in config else "" for config in (default, best)]
         if values[0] != values[1]:

@@ -95,7 +95,7 @@ def _space(told: Mapping[str, Any], folder: Path) -> Space:
             space = make(told["space"], limits)
         except ValueError:
             continue  # a space without surfaces, or an unknown one, which is told below
-        if _plain(space.schema()) == told["schema"] and _plain(dict(space.fixed)) == told["fixed"]:
+        if _plain(space.schema(described=False)) == told["schema"] and _plain(dict(space.fixed)) == told["fixed"]:
             return space
     raise ValueError(f"{folder}: this version has another space {told['space']}; read it with the one that made it")
 

@@ -112,9 +112,10 @@ class Axis:
             return float(one != other)
         return abs(self.unit(one) - self.unit(other))
 
-    def schema(self) -> dict[str, Any]:
-        """JSON Schema of the value."""
-        told: dict[str, Any] = {"description": self.argument.help, "default": self.default}
+    def schema(self, described: bool = True) -> dict[str, Any]:
+        """JSON Schema of the value, with its meaning where `described`."""
+        told: dict[str, Any] = {"description": self.argument.help} if described else {}
+        told["default"] = self.default
         if self.values:
             return told | {"enum": list(self.values)}
         kind = {"int": "integer", "float": "number"}[self.kind]

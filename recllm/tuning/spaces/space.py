@@ -225,8 +225,8 @@ class Space:
             axes.append(axis)
         return replace(self, axes=tuple(axes), fixed=fixed)
 
-    def schema(self) -> dict[str, Any]:
-        """JSON Schema (draft 2020-12) of a configuration, conditions included."""
+    def schema(self, described: bool = True) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of a configuration, conditions included; the axes' meanings where `described`."""
         rules = []
         for axis in self.axes:
             if axis.when:
@@ -236,7 +236,7 @@ class Space:
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": self.name,
             "type": "object",
-            "properties": {axis.name: axis.schema() for axis in self.axes},
+            "properties": {axis.name: axis.schema(described) for axis in self.axes},
             "required": [axis.name for axis in self.axes if not axis.when],
             "additionalProperties": False,
             "allOf": rules,

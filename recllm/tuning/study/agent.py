@@ -106,7 +106,7 @@ class Agent:
         if proposed.source not in _CHANGES:
             return None
         # Where nothing ended well the default is changed, which is the first trial.
-        return history.best.number if history.best is not None else history.trials[0].number
+        return history.standing.number if history.standing is not None else history.trials[0].number
 
     def judge(self, history: History, proposed: Proposed, outcome: Outcome, number: int, parent: int | None) -> Trial:
         """The record of a trial that has ended: whether the study stands on it, and the reflection by the numbers."""

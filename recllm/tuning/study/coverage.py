@@ -33,8 +33,7 @@ def masked_axes(history: History, window: int = WINDOW) -> frozenset[str]:
     if 3 * sum(count for _, count in often) <= 2 * window:
         return frozenset()
     masked = frozenset(name for name, _ in often)
-    standing = history.best.config if history.best else history.space.default
-    return frozenset() if masked.issuperset(standing) else masked
+    return frozenset() if masked.issuperset(history.present) else masked
 
 
 def coverage(history: History) -> dict[str, int]:

@@ -113,7 +113,7 @@ class Study:
         space, agent = self.agent.space, self.agent
         plain = {
             **{"space": space.name, "recipe": space.recipe, "fixed": dict(space.fixed)},
-            "schema": _plain_schema(space.schema()),
+            "schema": space.schema(described=False),  # its wording does not make another study
             **{"limits": asdict(space.limits), "data": dict(agent.data), "proposer": self.chooser.name},
             **{"seed": self.seed, "choice_seed": agent.seed, "budget": agent.budget},
             **{"repeats": self.repeats if self.epsilon is None else 0, "epsilon": self.epsilon},
@@ -202,15 +202,6 @@ class Study:
                 (trial,) = self.chooser.reflect([self.agent.situation(history)], [trial], [seed])
             journal.end(trial)
         _log(trial, history)
-
-
-def _plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A space's schema without the axes' descriptions, whose wording does not make another study."""
-    axes = {
-        name: {key: value for key, value in axis.items() if key != "description"}
-        for name, axis in schema["properties"].items()
-    }
-    return {**schema, "properties": axes}
 
 
 def _log(trial: Trial, history: History) -> None:

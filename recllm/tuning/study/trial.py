@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from recllm.tuning.spaces.space import Space
-from recllm.tuning.study.proposal import Proposal, Refusal
+from recllm.tuning.study.proposal import Proposal, Refusal, listed_values
 from recllm.tuning.study.reflection import Reflection
 from recllm.tuning.trials.runner import Outcome
 
@@ -94,10 +94,28 @@ class History:
         """What the study stands on: the last trial that was kept."""
         return next((trial for trial in reversed(self.trials) if trial.kept), None)
 
+    @cached_property
+    def standing(self) -> Trial | None:
+        """The trial that the next proposal changes: the best, or where every single change of it was tried, the highest
+        scored one of which a change is left; the best where none is, and None before anything was kept."""
+        ended = sorted((trial for trial in self.trials if trial.outcome.ok), key=lambda trial: -trial.outcome.score)
+        for trial in [self.best, *ended] if self.best else []:
+            if self._has_change_left(trial.config):
+                return trial
+        return self.best
+
+    def _has_change_left(self, config: Mapping[str, Any]) -> bool:
+        for name, value in config.items():
+            values = listed_values(self.space.by_name[name])
+            others = (other for other in values if other != value)
+            if not values or any(self.space.key(self.space.change(config, name, o)) not in self.tried for o in others):
+                return True
+        return False
+
     @property
     def present(self) -> Mapping[str, Any]:
-        """The configuration that a proposal changes: what the study stands on, the default before anything was kept."""
-        return self.best.config if self.best else self.space.default
+        """The configuration that a proposal changes: that of `standing`, the default before anything was kept."""
+        return self.standing.config if self.standing else self.space.default
 
     @property
     def best_score(self) -> float:

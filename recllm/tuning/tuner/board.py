@@ -220,7 +220,9 @@ class Board:
         if other is not None:
             data = {name: _between(value, other.data.get(name, value), share) for name, value in data.items()}
         told = {name: float(f"{value * math.exp(rng.normal(0, 0.15)):.4g}") for name, value in data.items()}
-        return replace(self, score_R=score_R, data=told, epsilon=self.epsilon)
+        # Noise is as large as the scores are.
+        size = float(np.median(score_R[score_R > 0]) / np.median(self.score_R[self.score_R > 0]))
+        return replace(self, score_R=score_R, data=told, epsilon=self.epsilon * size)
 
     def _effects(self, rng: np.random.Generator) -> np.ndarray:
         """A random additive effect of every row, of standard deviation 1 over rows."""

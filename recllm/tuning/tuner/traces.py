@@ -64,7 +64,7 @@ def choose(trace: Trace, rng: np.random.Generator, temperature: float = TEMPERAT
 
 def proposal_of(trace: Trace, move: Move) -> Proposal:
     """The move as a proposer says it, with its reasons in a few words."""
-    now = trace.situation.history.best
+    now = trace.situation.history.standing
     before, score = trace.situation.history.present[move.axis], trace.board.score_R[move.row]
     gain = score / now.outcome.score - 1 if now and now.outcome.score > 0 and math.isfinite(score) else 0.0
     return worded(trace.board.space.by_name[move.axis], before, move.value, gain)
