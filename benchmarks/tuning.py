@@ -10,7 +10,7 @@ seeds; `NAME_best10_trials` and `NAME_best5_trials` are likewise; `NAME_misses` 
 the best 2%, `NAME_lacks` the mean share of the surface's best score that they lack at their end, `NAME_test_gain` the
 mean gain of test NDCG@10 over the default's; `NAME_share` is the share of the changes that the model itself proposed:
 below 0.9 a row is not the model's.
-Names: `random`; `grid`, 729 cells in an order by seed; `sweep`, one axis at a time; `climb`, random changes of the
+Names: `random`; `grid`, every cell of the surface in an order by seed; `sweep`, one axis at a time; `climb`, random changes of the
 best; `tpe`; `cmaes`; `tpe_warm` tries the three best of each other data set's surface after the default, and
 `tpe_warm_studies` those of TPE's own studies there. `agent` is the tuner trained without the surface's data set, `dice`
 the same machinery with a proposer that says nothing, so that every change is a random one; `--proposers NAME=SPEC` adds
@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from recllm.machine import versions
+from recllm.machine import git, versions
 from recllm.metrics.bootstrap import flat
 from recllm.provenance import content_fingerprint, read_json, write_json
 from recllm.tuning.baselines.opro import Opro
@@ -77,8 +77,17 @@ def _model(spec: str) -> Any:
     return Dice() if spec == "dice" else load_language_model(spec)
 
 
+def models_of(contest: Contest, entry: str, specs: Mapping[str, str], opro: str) -> list[str]:
+    """Names of the models that an entry asks, which hold their weights' fingerprints; none for a sampler."""
+    variants = {proposer + suffix: spec for proposer, spec in specs.items() for suffix in VARIANTS}
+    spec = opro if entry == "opro" else variants.get(entry, "")
+    datasets = sorted({surface.provenance["dataset"] for surface in contest.surfaces.values()})
+    return sorted({_model(spec.format(dataset=dataset)).name for dataset in datasets}) if spec else []
+
+
 def rows_of(contest: Contest, entry: str, studies: Studies, work: Path | None, told: Mapping[str, Any]) -> dict:
-    """Surface -> rows of its studies; what `work` has of the same surfaces, seeds and budget is not run again."""
+    """Surface -> rows of its studies; what `work` has of the same surfaces, models, commit, seeds and budget is not run
+    again."""
     found = {}
     for name, surface in contest.surfaces.items():
         path = work / f"{entry}-{name}.json" if work else None
@@ -152,8 +161,9 @@ def main(
     if unknown := [name for name in only.split(",") if name and name not in known]:
         raise typer.BadParameter(f"there is no {unknown[0]!r}; choose of {', '.join(known)}", param_hint="--only")
     told = {"surfaces": content_fingerprint(surfaces), "seeds": seeds, "budget": budget}
+    told["git_sha"] = git("rev-parse", "HEAD")
     rows = {
-        entry: rows_of(contest, entry, studies, work, told | {"specs": [*specs.values(), opro]})
+        entry: rows_of(contest, entry, studies, work, told | {"models": models_of(contest, entry, specs, opro)})
         for entry, studies in known.items()
         if not only or entry in only.split(",")
     }

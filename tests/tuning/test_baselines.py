@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recllm.tuning.baselines.suggesters import METHODS, alternating, suggester
-from recllm.tuning.spaces.backbones import backbone_space
+from recllm.tuning.spaces.backbones import backbone_space, surface_space
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 
@@ -114,6 +114,13 @@ def test_sweep_goes_along_one_axis_after_the_other_and_follows_the_best():
     assert default == (3e-4, 0.2)
     # lr around the default; at 1e-3 it is better, so its dropout comes next (its lr is done), then lr at dropout 0.4
     assert seen == [default, (1e-4, 0.2), (1e-3, 0.2), (1e-3, 0.0), (1e-3, 0.4), (1e-4, 0.4), (3e-4, 0.4)]
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
+def test_grid_takes_every_cell_of_a_surface_once(backbone):
+    space, tuner = surface_space(backbone), suggester("grid", 1)
+    cells = [tuner.suggest(History(space), number) for number in range(1, 217)]
+    assert len({space.key(config) for config in cells}) == 216 == len(list(space.spread(0)))
 
 
 def test_grid_has_three_levels_of_six_axes_each_cell_once():

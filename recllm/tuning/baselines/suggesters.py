@@ -47,13 +47,14 @@ def sweep(turn: Turn) -> dict[str, Any]:
 
 
 def grid(turn: Turn) -> dict[str, Any]:
-    """Full factorial over the first six numeric axes with three levels each, in an order drawn by seed.
+    """Full factorial over the first six numeric axes with three levels each, two where there are no more, in an order
+    drawn by seed.
 
-    Levels are the middles of equal parts of an axis and all else stays at the default: 729 configurations, as many as
-    the published grid search has. A grid that is used up is followed by random search.
+    Levels are the middles of equal parts of an axis and all else stays at the default: 729 configurations at most, as
+    many as the published grid search has. A grid that is used up is followed by random search.
     """
     space = turn.space
-    axes = [axis for axis in space.axes if axis.ordered and not axis.when and len(_levels(axis, 3)) == 3][:6]
+    axes = [axis for axis in space.axes if axis.ordered and not axis.when and len(_levels(axis, 3)) > 1][:6]
     cells = list(itertools.product(*(_levels(axis, 3) for axis in axes)))
     order = np.random.default_rng(turn.seed).permutation(len(cells))
     for place in np.roll(order, turn.planned - turn.number):

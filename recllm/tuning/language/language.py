@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from recllm.tuning.language.prompt import STYLES, Style
 
 # Warm enough that a second try differs from the first, and short: a proposal has about 150 tokens.
 SAMPLING = Sampling(temperature=0.7, max_tokens=400)
+# A tuner's replies are short, and its small context must hold the prompt and a refused reply besides.
+_TUNER_TOKENS = 160
 _NO_SCHEMA = (400, 404, 415, 422, 501)  # how servers say that they do not know a `response_format`
 _SOURCES = "endpoint:MODEL, local:FOLDER_OR_HUB_ID, tuner:FOLDER, smollm2 or transcript:FILE"
 
@@ -209,5 +211,8 @@ def load_language_model(spec: str, sampling: Sampling = SAMPLING, **options: Any
     if kind in ("local", "tuner") and source:
         from recllm.tuning.language.local_model import LocalModel
 
-        return LocalModel.load(source, sampling, style="brief" if kind == "tuner" else "full", **options)
+        if kind == "local":
+            return LocalModel.load(source, sampling, style="full", **options)
+        short = replace(sampling, max_tokens=min(sampling.max_tokens, _TUNER_TOKENS))
+        return LocalModel.load(source, short, style="brief", **options)
     raise ValueError(f"language model {spec!r} is unknown; give {_SOURCES}")
