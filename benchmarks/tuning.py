@@ -11,11 +11,11 @@ the best 2%, `NAME_lacks` the mean share of the surface's best score that they l
 mean gain of test NDCG@10 over the default's; `NAME_share` is the share of the changes that the model itself proposed:
 below 0.9 a row is not the model's.
 Names: `random`; `grid`, every cell of the surface in an order by seed; `sweep`, one axis at a time; `climb`, random
-changes of the best; `tpe`; `cmaes`; `tpe_warm` tries the three best of each other data set's surface after the default, and
-`tpe_warm_studies` those of TPE's own studies there. `agent` is the tuner trained without the surface's data set, `dice`
-the same machinery with a proposer that says nothing, so that every change is a random one; `--proposers NAME=SPEC` adds
-others, `--opro SPEC` the OPRO-like sampler. `X_memory` has memory of X's own studies of the other data sets,
-`X_memory_surfaces` of their whole surfaces; `X_no_reflection` and `X_memory_no_reflection` reflect on no trial.
+changes of the best; `tpe`; `cmaes`; `tpe_warm` tries the three best of each other data set's surface after the default,
+and `tpe_warm_studies` those of TPE's own studies there. `agent` is the tuner trained without the surface's data set,
+`dice` the same machinery with a proposer that says nothing, so that every change is a random one; `--proposers
+NAME=SPEC` adds others, `--opro SPEC` the OPRO-like sampler. `X_memory` has memory of X's own studies of the other data
+sets, `X_memory_surfaces` of their whole surfaces; `X_no_reflection` and `X_memory_no_reflection` reflect on no trial.
 Measured: not yet
 """
 
