@@ -2,7 +2,7 @@
 
 Method: studies are played on the surfaces of every data set but one, bent and mixed so that no table is learned by
     heart (`recllm.tuning.tuner.board`), by a mixture of good, random and bad moves, with and without memory of studies
-    on the other data. The reply is a change drawn by its true worth: its share of the headroom, and what it leaves
+    on other bent ones. The reply is a change drawn by its true worth: its share of the headroom, and what it leaves
     within reach of the remaining budget.
 Run: python data_prep/tuner_chats.py --surfaces benchmarks/surfaces --leave_out amazon2014-toy
     --output_dir outputs/tuner/toy_chats
@@ -23,7 +23,9 @@ class Arguments:
     leave_out: str = field(metadata={"help": "Data set whose surfaces are not looked at, where the tuner is tested."})
     output_dir: str = field(metadata={"help": "Folder for the chat data set."})
     situations: int = field(default=16_000, metadata={"help": "Situations to play."})
-    memories: int = field(default=6, metadata={"help": "Memories a surface, each of studies on other data; 0: none."})
+    memories: int = field(
+        default=6, metadata={"help": "Memories a surface, each of studies on bent data sets; 0: none."}
+    )
     bent: float = field(default=0.8, metadata={"help": "Strength of the bending at most; 0: the surfaces as they are."})
     seed: int = field(default=0, metadata={"help": "Seed of the studies and of the replies."})
 

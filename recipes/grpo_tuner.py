@@ -8,7 +8,8 @@ Run: accelerate launch recipes/grpo_tuner.py --config recipes/configs/grpo_tuner
     --model_name_or_path outputs/tuner/toy_sft --chats outputs/tuner/toy_chats --output_dir outputs/tuner/amazon2014-toy
 Quick: --config recipes/configs/grpo_tuner/smoke.yaml takes seconds.
 Makes: merged weights, tokenizer, card, curves.png, run.json, and metrics.json with the mean reward of greedy replies on
-    situations that are not trained on, before and after, with the paired interval of the gain.
+    situations that this training leaves out (the warm-up has seen them), before and after, with the paired interval of
+    the gain.
 Expect: see the header of each config.
 """
 
@@ -23,7 +24,7 @@ TRL_CONFIGS = ("GRPOConfig", "ModelConfig")
 @dataclass
 class Arguments:
     chats: str = field(metadata={"help": "Folder of the tuner's chat data set (data_prep/tuner_chats.py)."})
-    graded_prompts: int = field(default=200, metadata={"help": "Situations for before and after, not trained on."})
+    graded_prompts: int = field(default=200, metadata={"help": "Situations for before and after, left out here."})
 
 
 def main(args: Arguments, training_args: Any, model_args: Any) -> None:

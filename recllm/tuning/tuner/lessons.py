@@ -34,7 +34,8 @@ def lesson_boards(folder: str | Path, leave_out: str) -> list[Board]:
 def lesson_memories(
     boards: Sequence[Board], count: int, bent: float, seed: int, folder: str | Path
 ) -> Mapping[int, list[Memory]]:
-    """`count` memories for each board, each of one study on a bent board of every data set of that backbone: in turn a
+    """`count` memories for each board, each of one study on a bent board of every data set of that backbone, its own
+    included, which is bent otherwise there: in turn a
     study that was played, and a survey of the board, which is what a whole surface tells.
 
     They stand in the folder, under `memories`, for a person to read.

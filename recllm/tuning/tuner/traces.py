@@ -158,7 +158,7 @@ def traces(
     """`count` situations of studies on bent boards, the boards in turn. A study ends where no single change improves
     it, since nothing is to be learned from there.
 
-    memories: place of a board -> memories of studies on other data, one of which a study is given.
+    memories: place of a board -> memories of studies on data sets bent otherwise, one of which a study is given.
     """
     made, number = 0, 0
     while made < count:
