@@ -33,9 +33,9 @@ def plot_curves(scores: Mapping[str, list[list[float]]], full: float, path: Path
         colour, trial_T = colormaps["tab10"](place % 10), np.arange(1, length + 1)
         style = {"color": colour, "zorder": 3 if place else 4, "linewidth": 1.4 if place else 2.4}
         studies = f"{len(many)} studies" if len(many) > 1 else "1 study"
-        axes.plot(trial_T, curve.mean_T, label=f"{said(label)} ({studies})", **style)
+        axes.plot(trial_T, curve.mean_T, label=f"{said(label)} ({studies})", drawstyle="steps-post", **style)
         if len(many) > 1:
-            axes.fill_between(trial_T, curve.lo_T, curve.hi_T, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(trial_T, curve.lo_T, curve.hi_T, color=colour, alpha=0.18, linewidth=0, step="post")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, loc="lower right")
     save_figure(figure, path)
