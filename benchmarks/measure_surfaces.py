@@ -20,10 +20,11 @@ from typing import Annotated
 
 import typer
 
+from recllm.disk import claimed
 from recllm.tuning.spaces.backbones import surface_space
 from recllm.tuning.spaces.space import Limits
 from recllm.tuning.trials.launch import Forked
-from recllm.tuning.trials.measure import Table, claimed, measure
+from recllm.tuning.trials.measure import Table, measure
 from recllm.tuning.trials.runner import OBJECTIVE, TrialRunner
 
 logger = logging.getLogger("measure_surfaces")

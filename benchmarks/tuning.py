@@ -35,7 +35,7 @@ from recllm.metrics.bootstrap import flat
 from recllm.provenance import content_fingerprint, read_json, write_json
 from recllm.tuning.baselines.opro import Opro
 from recllm.tuning.language.language import load_language_model
-from recllm.tuning.reports.contest import Contest, Dice, counted, model_share
+from recllm.tuning.reports.contest import Contest, Dice, counted, share_of_model
 from recllm.tuning.reports.curves import SHARES, mean_of_medians, ratio_of_medians, trials_to
 from recllm.tuning.study.choosers import ModelChooser
 from recllm.tuning.trials.surface import Surface
@@ -112,7 +112,7 @@ def figures_of(entry: str, rows: Mapping[str, list[dict]], budget: int) -> dict[
     found[f"{entry}_misses"] = float(np.mean(np.concatenate(list(trials(rows, -1, budget).values())) > budget))
     for name in ("lacks", "test_gain"):
         found[f"{entry}_{name}"] = float(np.mean([row[name] for row in flat_rows]))
-    share = model_share(flat_rows)
+    share = share_of_model(flat_rows)
     return found if share is None else found | {f"{entry}_share": share}
 
 

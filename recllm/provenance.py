@@ -39,21 +39,25 @@ _NOT_IDENTITY = {
 _NOT_IDENTITY_OF = {"merge_deliver": {"direct", "thinking", "base", "retries", "keep"}}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that a reader sees the old file or the new one, never a half."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that a reader sees the old file or the new one, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         Path(staging).chmod(0o644)  # mkstemp's own mode would lock other users out of a shared result
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=2, sort_keys=False, default=_plain)
-            stream.write("\n")
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         Path(staging).replace(path)
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON so that a reader sees the old file or the new one, never a half."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:

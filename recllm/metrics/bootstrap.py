@@ -144,6 +144,14 @@ def flat(prefix: str, interval: Interval) -> dict[str, float]:
     return {prefix: interval.mean, f"{prefix}_lo": interval.lo, f"{prefix}_hi": interval.hi}
 
 
+def flat_gain(prefix: str, name: str, before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
+    """Flat means of a value before and after with their intervals, and of the paired gain: `PREFIX/before_NAME`,
+    `after_` and `gain_`."""
+    found = {"before": mean_interval(before_E), "after": mean_interval(after_E)}
+    found["gain"] = paired_interval(after_E, before_E)
+    return {key: value for when, one in found.items() for key, value in flat(f"{prefix}/{when}_{name}", one).items()}
+
+
 def _resampled_means(values_E: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Means of `draws` samples of the values, each as large as the original."""
     rng = np.random.default_rng(seed)

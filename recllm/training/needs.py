@@ -15,7 +15,7 @@ import torch
 
 from recllm.data.catalog import Catalog
 from recllm.data.checkins import Visits
-from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
+from recllm.metrics.bootstrap import flat_gain
 from recllm.needs.asking import Asking, references
 from recllm.needs.chats import check_stages, needs_given
 from recllm.needs.curriculum import Curriculum, Pick, Plan
@@ -255,9 +255,7 @@ def gains(before: Mapping[str, Values], after: Mapping[str, Values]) -> dict[str
         pairs = [(b, a) for b, a in zip(before[name], after[name], strict=True) if a is not None and b is not None]
         if pairs:
             before_E, after_E = np.array(pairs, dtype=np.float64).T
-            metrics |= flat(f"validation/before_{name}", mean_interval(before_E))
-            metrics |= flat(f"validation/after_{name}", mean_interval(after_E))
-            metrics |= flat(f"validation/gain_{name}", paired_interval(after_E, before_E))
+            metrics |= flat_gain("validation", name, before_E, after_E)
     return metrics
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from recllm.data.splits import Examples, load_split, sampled
 from recllm.decoding.trie import SidTrie
 from recllm.evaluation.recommender import TOP, Recommender, by_beam
-from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
+from recllm.metrics.bootstrap import flat_gain
 from recllm.metrics.ranking import ndcg_at_k
 from recllm.provenance import RunRecord
 from recllm.recommender.rewards import MONITORS, TERMS, Reward
@@ -256,7 +256,5 @@ def train_and_grade(
 
 def gain_metrics(before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
     """Flat means of NDCG@10 before and after with intervals, the paired gain, and how many users they are over."""
-    metrics = flat(f"validation/before_ndcg@{TOP}", mean_interval(before_E))
-    metrics |= flat(f"validation/after_ndcg@{TOP}", mean_interval(after_E))
-    metrics |= flat(f"validation/gain_ndcg@{TOP}", paired_interval(after_E, before_E))
-    return metrics | {"validation/graded_users": len(after_E)}
+    gain = flat_gain("validation", f"ndcg@{TOP}", before_E, after_E)
+    return gain | {"validation/graded_users": len(after_E)}

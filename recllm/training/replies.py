@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from recllm.metrics.bootstrap import flat, mean_interval, paired_interval
+from recllm.metrics.bootstrap import flat_gain
 from recllm.provenance import RunRecord
 from recllm.training.callbacks import CLIPPED, ZERO_VARIANCE, Alarm
 from recllm.training.recommender import in_schedule, make_ready, train_and_grade, without_attention_dropout
@@ -91,10 +91,7 @@ def greedy_rewards(model: Any, tokenizer: Any, rows: Dataset, reward: ReplyRewar
 
 def reply_gain(before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
     """Flat means of the greedy replies' reward before and after with intervals, and the paired gain."""
-    metrics = flat("graded/before_reward", mean_interval(before_E)) | flat(
-        "graded/after_reward", mean_interval(after_E)
-    )
-    return metrics | flat("graded/gain_reward", paired_interval(after_E, before_E)) | {"graded/prompts": len(after_E)}
+    return flat_gain("graded", "reward", before_E, after_E) | {"graded/prompts": len(after_E)}
 
 
 def train_replies(

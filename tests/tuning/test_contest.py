@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recllm.tuning.reports import contest as contests
-from recllm.tuning.reports.contest import Contest, Dice, counted, model_share, whole
+from recllm.tuning.reports.contest import Contest, Dice, counted, share_of_model, whole
 from recllm.tuning.spaces.backbones import surface_space
 from recllm.tuning.study.choosers import ModelChooser
 from recllm.tuning.trials.runner import Outcome
@@ -122,14 +122,14 @@ def test_what_is_counted(contest):
     surface = contest.surfaces["sasrec-one"]
     rows = counted(surface, contest.proposed("sasrec-one", ModelChooser(Dice())), (0.1, 0.02))
     assert [len(row["scores"]) for row in rows] == [12] * 3
-    assert rows[0]["sources"] == {"default": 1, "random": 11} and model_share(rows) == 0.0
+    assert rows[0]["sources"] == {"default": 1, "random": 11} and share_of_model(rows) == 0.0
     assert rows[0]["targets"] == [surface.target(0.1), surface.target(0.02)]
     best, default = surface.lookup(surface.best(1)[0]).outcome.score, surface.lookup(SPACE.default).outcome.score
     for row in rows:
         assert row["lacks"] == pytest.approx(1 - max(row["scores"]) / best)
         assert row["test_gain"] == pytest.approx(max(row["scores"]) / default - 1)
-    assert model_share([{"sources": {"model": 7, "repaired": 2, "random": 1, "default": 5}}]) == 0.9
-    assert model_share([{"sources": {"default": 1, "sampler": 9}}]) is None
+    assert share_of_model([{"sources": {"model": 7, "repaired": 2, "random": 1, "default": 5}}]) == 0.9
+    assert share_of_model([{"sources": {"default": 1, "sampler": 9}}]) is None
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recllm.tuning.language.language import Ask, LanguageModel
 
 SHOWN = 20  # trials, as the paper shows
+_DRAWS = 200
 _TASK = (
     "You choose hyper-parameters of a sequential recommender. Below are configurations with their validation NDCG@10 "
     "in percent of the default's, from worst to best. Write a new configuration, unlike all of them, that scores "
@@ -79,10 +80,7 @@ def _proposed(history: History, seed: int, reply: str) -> Proposed:
     if config is not None:
         return Proposed(None, config, "model", (), (reply,))
     rng = np.random.default_rng(seed)
-    for _ in range(200):
-        config = history.space.sample(rng)
-        if history.space.key(config) not in history.tried:
-            break
+    config = history.untried(lambda: history.space.sample(rng), _DRAWS)
     return Proposed(None, config, "random", (), (reply,))
 
 

@@ -62,23 +62,19 @@ def cmaes(turn: Turn) -> dict[str, Any]:
     from cmaes import CMA
 
     space, trials = turn.space, turn.history.trials
-    known = max(trials[: turn.planned], key=_value, default=None)
+    known = max(trials[: turn.planned], key=lambda trial: trial.outcome.counted, default=None)
     mean_A = _moved(space, known.config if known else space.default, np.full(len(space.axes), 0.5))
     bounds_A2 = np.tile([0.0, 1 - 1e-9], (len(space.axes), 1))
     optimizer = CMA(mean_A, 1 / 6, bounds=bounds_A2, seed=turn.seed)
     group: list[tuple[np.ndarray, float]] = []
     for trial in trials[turn.planned :]:
-        group.append((_moved(space, trial.config, optimizer.ask()), -_value(trial)))
+        group.append((_moved(space, trial.config, optimizer.ask()), -trial.outcome.counted))
         if len(group) == optimizer.population_size:
             optimizer.tell(group)
             group = []
     for _ in range(turn.number - max(len(trials), turn.planned)):
         optimizer.ask()  # what other workers are at
     return space.from_units(optimizer.ask())
-
-
-def _value(trial: Trial) -> float:
-    return trial.outcome.score if trial.outcome.ok else 0.0
 
 
 def _frozen(space: Space, trial: Trial) -> Any:
@@ -88,7 +84,7 @@ def _frozen(space: Space, trial: Trial) -> Any:
     config = space.check(trial.config)
     params = {name: _place(space.by_name[name], value) for name, value in config.items()}
     distributions = {name: _distribution(space.by_name[name]) for name in config}
-    return optuna.trial.create_trial(params=params, distributions=distributions, value=_value(trial))
+    return optuna.trial.create_trial(params=params, distributions=distributions, value=trial.outcome.counted)
 
 
 def _distribution(axis: Axis) -> Any:

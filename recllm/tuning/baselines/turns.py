@@ -57,11 +57,7 @@ class Turn:
 
     def untried(self, draw: Callable[[], dict[str, Any]], draws: int = 200) -> dict[str, Any]:
         """The first drawn configuration that no trial has run; after so many draws whatever is drawn."""
-        for _ in range(draws):
-            config = draw()
-            if self.space.key(config) not in self.history.tried:
-                break
-        return config
+        return self.history.untried(draw, draws)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ import numpy as np
 from recllm.tuning.language.language import Ask, LanguageModel
 from recllm.tuning.language.prompt import repair_messages, situation_messages
 from recllm.tuning.language.telling import pruned, taken
-from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.proposal import Proposal, Refusal, listed_values, open_axes, proposal_schema, read_proposal
-from recllm.tuning.study.trial import History, Situation, Source
+from recllm.tuning.study.trial import Situation, Source
 
 _DRAWS = 32  # of a value from a range, before its axis counts as used up
 _SAMPLES = 1000
@@ -27,8 +26,8 @@ class Proposed:
     """The next configuration and how it came to be.
 
     Args:
-        proposal: what the model said; None where the change was drawn at random.
-        source: `model`, `repaired` (its second reply) or `random`.
+        proposal: what the model said; None where nobody proposed.
+        source: of an agent's model `model`, `repaired` (its second reply) or `random`; see `Source`.
         refusals: of the replies before, in order. replies: all that the model said.
     """
 
@@ -115,18 +114,12 @@ def random_change(situation: Situation, seed: int) -> dict[str, Any]:
             axis = axes[index]
             values = listed_values(axis) or [axis.from_unit(share) for share in rng.random(_DRAWS)]
             for place in rng.permutation(len(values)):
-                if (axis.name, values[place]) in ruled_out:
+                value = values[place]
+                if value == history.present[axis.name] or (axis.name, value) in ruled_out:
                     continue
-                if (config := _untried(space, history, axis.name, values[place])) is not None:
-                    return config
-    for _ in range(_SAMPLES):
-        if space.key(config := space.sample(rng)) not in history.tried:
-            return config
-    raise ValueError(f"no configuration of {space.name} is left to try after {len(history.trials)} trials")
-
-
-def _untried(space: Space, history: History, name: str, value: Any) -> dict[str, Any] | None:
-    if value == history.present[name]:
-        return None
-    config = space.change(history.present, name, value)
-    return None if space.key(config) in history.tried else config
+                if not history.leads_back(history.present, axis.name, value):
+                    return space.change(history.present, axis.name, value)
+    config = history.untried(lambda: space.sample(rng), _SAMPLES)
+    if space.key(config) in history.tried:
+        raise ValueError(f"no configuration of {space.name} is left to try after {len(history.trials)} trials")
+    return config

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from recllm.tuning.study.proposal import listed_values
-from recllm.tuning.study.reflection import single_change
 from recllm.tuning.study.trial import History
 
 
@@ -36,17 +35,11 @@ def reference(history: History) -> float:
 
 def taken(history: History) -> dict[str, list[Any]]:
     """Axis -> values, of those that can be listed, that would make of the present configuration one that was tried."""
-    space, now = history.space, history.present
-    found: dict[str, list[Any]] = {}
-    for trial in history.trials:
-        if trial.outcome.key and (step := single_change(space, now, trial.config)):
-            found.setdefault(step[0], []).append(step[2])
-    # Trials that other workers run now are known by their keys only.
-    if others := history.tried - {trial.outcome.key for trial in history.trials}:
-        for name, value in now.items():
-            for other in listed_values(space.by_name[name]):
-                if other != value and space.key(space.change(now, name, other)) in others:
-                    found.setdefault(name, []).append(other)
+    now, found = history.present, {}
+    for name, value in now.items():
+        listed = listed_values(history.space.by_name[name])
+        if closed := [other for other in listed if other != value and history.leads_back(now, name, other)]:
+            found[name] = closed
     return found
 
 

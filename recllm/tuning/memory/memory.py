@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from recllm.disk import claimed
 from recllm.tuning.memory.cognition import Summary, default_score, log_ratio, means
 from recllm.tuning.memory.descriptors import likeness
 from recllm.tuning.memory.memory_files import (
@@ -35,7 +36,6 @@ from recllm.tuning.memory.rules import Line, Rule, applying
 from recllm.tuning.memory.transfer import Expectation, Landscape, mended
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.trial import History
-from recllm.tuning.trials.measure import claimed
 
 _LOCK_FILE = ".lock"
 # A study on data less alike than this is not heard; of those that are, the most alike so many.
@@ -75,6 +75,7 @@ class Memory:
         self.folder = Path(folder)
         self._read: tuple[Any, tuple[Line, ...], tuple[Known, ...]] | None = None
         self._landscapes: dict[Any, Landscape] = {}
+        self._priors: dict[Any, Prior] = {}
 
     def lines(self) -> tuple[Line, ...]:
         """The rules as they are kept.
@@ -129,7 +130,12 @@ class Memory:
         their data, so that one that was measured well by luck, or is good on its own data only, falls behind. Single
         changes lead on from it as long as the studies together expect more of them.
         """
-        heard = self.heard(space, data)
+        heard, key = self.heard(space, data), (_axes(space), tuple(sorted(data.items())))
+        if key not in self._priors:
+            self._priors[key] = self._prior(space, data, heard)
+        return self._priors[key]
+
+    def _prior(self, space: Space, data: Mapping[str, float], heard: list[tuple[Known, float]]) -> Prior:
         told = tuple((study.summary.study, round(weight, 3)) for study, weight in heard)
         text = "\n".join(
             f"{study.summary.study} (alike {weight:.2f}): {'; '.join(study.sentences)}"
@@ -168,8 +174,7 @@ class Memory:
 
     def _landscape(self, space: Space, study: Known) -> Landscape:
         summary = study.summary
-        axes = tuple((axis.name, axis.values, axis.low, axis.high) for axis in space.axes)
-        key = (axes, summary.study)
+        key = (_axes(space), summary.study)
         if key not in self._landscapes:
             trials = sorted(summary.trials, key=lambda row: -(row[1] or 0.0))
             # The best half of what is allowed, and the rest evenly from what is left.
@@ -221,6 +226,7 @@ class Memory:
         stats = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
         if self._read is None or self._read[0] != stats:
             self._landscapes.clear()
+            self._priors.clear()
             self._read = (stats, read_lines(self.folder / RULES_FILE), read_known(self.folder / SUMMARIES))
         return self._read
 
@@ -236,6 +242,11 @@ def merged(lines: Sequence[Line], summary: Summary) -> list[Line]:
         line = found.get(_change(*change), Line(*change))
         found[_change(*change)] = replace(line, evidence={**line.evidence, summary.study: one})
     return [line for line in found.values() if line.evidence or line.off or line.note]
+
+
+def _axes(space: Space) -> tuple[Any, ...]:
+    """What makes two spaces alike for what is fitted on them."""
+    return tuple((axis.name, axis.values, axis.low, axis.high) for axis in space.axes)
 
 
 def _change(*change: Any) -> str:

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recllm.disk import sync
-from recllm.provenance import write_json
+from recllm.provenance import write_json, write_text
 from recllm.tuning.memory.cognition import CARRIES, Evidence, Summary, markdown
 from recllm.tuning.memory.rules import Line
 
@@ -91,7 +90,7 @@ def write_lines(path: Path, lines: Sequence[Line]) -> None:
         row |= {"evidence": counts} | ({"off": True} if line.off else {}) | ({"note": line.note} if line.note else {})
         rows.append(row)
     rows.sort(key=lambda row: (row["space"], row["dimension"], _ordered(row["from"]), _ordered(row["value"])))
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_known(folder: Path) -> tuple[Known, ...]:
@@ -112,7 +111,7 @@ def read_known(folder: Path) -> tuple[Known, ...]:
 def write_known(folder: Path, summary: Summary, learned: int) -> None:
     """Write a study's two files, the numbers last."""
     name = check_name(summary.study)
-    _write(folder / f"{name}.md", markdown(summary))
+    write_text(folder / f"{name}.md", markdown(summary))
     write_json(folder / f"{name}.json", summary.row() | {"learned": learned, "digest": summary.digest})
 
 
@@ -264,12 +263,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); mend it or delete it") from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(text, encoding="utf-8")
-    sync(staging)
-    staging.replace(path)
-    sync(path.parent)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recllm.tuning.memory.cognition import Evidence, evidence_of
+from recllm.tuning.memory.transfer import LEVELS
 from recllm.tuning.spaces.axes import Axis
 from recllm.tuning.study.reflection import change_of, measured_verdict
 from recllm.tuning.study.trial import History
@@ -24,7 +25,6 @@ EXPECTED = 4
 SUSPENDED_AFTER = 2
 PROMOTED_FROM = 2
 HERE = "this study"
-_LEVELS = 9
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def settled(axis: Axis, value: Any) -> Any:
     """A legal value, of a range the nearest of nine even levels: what was seen of 0.31 speaks of 0.3."""
     if axis.values:
         return axis.check(value)
-    level = round(axis.unit(value) * (_LEVELS - 1)) / (_LEVELS - 1)
+    level = round(axis.unit(value) * (LEVELS - 1)) / (LEVELS - 1)
     share = axis.low * (axis.high / axis.low) ** level if axis.log else axis.low + level * (axis.high - axis.low)
     if axis.kind == "int":
         return min(max(round(share), int(axis.low)), int(axis.high))

@@ -23,7 +23,8 @@ from recllm.tuning.spaces.space import Space
 DEPARTURE = 0.5
 # Departures of two configurations this far apart, by what mattered, have hardly anything in common but single effects.
 _REACH = 0.2
-_LEVELS = 9
+# A range counts as so many even levels.
+LEVELS = 9
 # A change that promises less than a hundredth is not made on promises alone.
 LEAST_STEP = 0.01
 _LEAST = 1e-3
@@ -137,7 +138,7 @@ def places(axis: Axis, configs: Configs) -> np.ndarray:
 
     A value of a range is shared between the two nearest of nine even levels. All 0 where the axis does not matter.
     """
-    count = len(axis.values) or _LEVELS
+    count = len(axis.values) or LEVELS
     found_CP = np.zeros((len(configs), count))
     for row, config in enumerate(configs):
         if axis.name in config:

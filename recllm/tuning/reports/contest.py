@@ -20,7 +20,8 @@ from recllm.tuning.memory.cognition import summarise
 from recllm.tuning.memory.memory import Memory
 from recllm.tuning.study.agent import Agent, Chooser, StudyRun, run_many
 from recllm.tuning.study.choosers import SamplerChooser, SurfaceTrials
-from recllm.tuning.study.trial import History, Trial
+from recllm.tuning.study.export import model_share
+from recllm.tuning.study.trial import History
 from recllm.tuning.trials.surface import Surface
 
 WARM = 3  # best configurations of each other data set
@@ -128,11 +129,7 @@ def whole(surface: Surface) -> History:
     outcomes = [surface.outcome(row) for row in range(len(surface))]
     default = surface.space.key(surface.space.default)
     outcomes.sort(key=lambda outcome: (outcome.key != default, outcome.key))
-    history = History(surface.space, epsilon=surface.epsilon)
-    for number, outcome in enumerate(outcomes):
-        source = "sampler" if number else "default"
-        history = history.with_trial(Trial(number, source, outcome, kept=history.keeps(outcome)))
-    return history
+    return History.sampled(surface.space, outcomes, surface.epsilon)
 
 
 def counted(surface: Surface, histories: Iterable[History], shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -140,7 +137,7 @@ def counted(surface: Surface, histories: Iterable[History], shares: Sequence[flo
     share of the surface's best score that it lacks and the gain of test NDCG@10 over the default's."""
     best, rows = surface.lookup(surface.best(1)[0]).outcome.score, []
     for history in histories:
-        scores_T = [trial.outcome.score if trial.outcome.ok else 0.0 for trial in history.trials]
+        scores_T = [trial.outcome.counted for trial in history.trials]
         ended = max(history.trials, key=lambda trial: trial.outcome.score)
         rows.append(
             {
@@ -154,17 +151,9 @@ def counted(surface: Surface, histories: Iterable[History], shares: Sequence[flo
     return rows
 
 
-def model_share(rows: Iterable[dict[str, Any]]) -> float | None:
-    """Share of the changes that the model itself proposed, at its first or second try; None where it made none.
-
-    A random one counts against it whether the model was asked in vain or, with every single change tried, not at all.
-    """
-    sources = Counter()
-    for row in rows:
-        sources.update(row["sources"])
-    own = sources["model"] + sources["repaired"]
-    asked = own + sources["random"]
-    return own / asked if asked else None
+def share_of_model(rows: Iterable[dict[str, Any]]) -> float | None:
+    """`model_share` over all rows."""
+    return model_share(sum((Counter(row["sources"]) for row in rows), Counter()))
 
 
 def _best(history: History) -> list[Config]:

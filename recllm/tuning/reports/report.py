@@ -12,15 +12,16 @@ import numpy as np
 
 from recllm.data.markdown import code, plain, prose
 from recllm.evaluation.report import markdown_table
+from recllm.provenance import write_text
 from recllm.tuning.language.telling import reference, shown, signed
 from recllm.tuning.reports.curves import SHARES, best_so_far, trials_to
 from recllm.tuning.reports.report_plot import FILE, plot_curves
 from recllm.tuning.reports.stored import Stored, check_alike
-from recllm.tuning.study.export import study_metrics, write_whole
+from recllm.tuning.study.export import study_metrics
 from recllm.tuning.study.reflection import change_of
 from recllm.tuning.study.trial import SOURCES, History
 from recllm.tuning.trials.runner import OBJECTIVE
-from recllm.tuning.trials.surface import Surface
+from recllm.tuning.trials.surface import Surface, reached_by
 
 REPORT_FILE = "report.md"
 BASELINES, SEEDS = ("random", "tpe"), 20
@@ -56,7 +57,7 @@ def write_report(studies: Sequence[Stored], folder: Path, surface: Surface | Non
     found = compare(studies, surface)
     folder.mkdir(parents=True, exist_ok=True)
     plot_curves(found.scores, reference(studies[0].history), folder / FILE)
-    write_whole(folder / REPORT_FILE, markdown(studies[0], found))
+    write_text(folder / REPORT_FILE, markdown(studies[0], found))
     return folder / REPORT_FILE
 
 
@@ -74,10 +75,9 @@ def compare(studies: Sequence[Stored], surface: Surface | None) -> Comparison:
         for study in studies:
             for trial, score in zip(study.history.trials, _scores(study.history), strict=True):
                 ran[trial.outcome.key] = max(score, ran.get(trial.outcome.key, 0.0))
-        ranked_C = np.sort(list(ran.values()))[::-1]
-        places = {share: max(int(np.ceil(share * len(ranked_C))) - 1, 0) for share in SHARES}
-        targets = {_share(share): float(ranked_C[place]) for share, place in places.items()}
-        measured = f"the {len(ranked_C)} configurations that these studies ran"
+        score_C = np.array(list(ran.values()))
+        targets = {_share(share): reached_by(score_C, share) for share in SHARES}
+        measured = f"the {len(score_C)} configurations that these studies ran"
     best = max(max(one) for many in scores.values() for one in many)
     targets |= {f"{share:.0%} of the best score": share * best for share in (0.95, 0.99, 1.0)}
     return Comparison(dict(scores), targets, measured)
@@ -88,7 +88,7 @@ def _share(share: float) -> str:
 
 
 def _scores(history: History) -> list[float]:
-    return [trial.outcome.score if trial.outcome.ok else 0.0 for trial in history.trials]
+    return [trial.outcome.counted for trial in history.trials]
 
 
 def _on_surface(study: Stored, surface: Surface) -> dict[str, list[list[float]]]:

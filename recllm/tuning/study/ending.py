@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recllm.provenance import read_json
+from recllm.disk import claimed
+from recllm.provenance import read_json, write_text
 from recllm.tuning.memory.cognition import markdown, summarise
 from recllm.tuning.memory.memory import Memory
-from recllm.tuning.study.export import SUMMARY_FILE, study_metrics, write_reflections, write_trials, write_whole
+from recllm.tuning.study.export import SUMMARY_FILE, study_metrics, write_reflections, write_trials
 from recllm.tuning.study.journal import CLAIMS_FOLDER
 from recllm.tuning.study.study import STUDY_FILE, Study
 from recllm.tuning.study.trial import History
 from recllm.tuning.trials.finalize import SEAL_FILE, finalize
-from recllm.tuning.trials.measure import claimed
 from recllm.tuning.trials.runner import OBJECTIVE, TrialRunner
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def conclude(study: Study, history: History, memory: str | Path | None = None) -
         logger.warning("the default configuration has no score: there is no gain to tell and nothing to remember")
         return metrics
     summary = summarise(name_of(study), history, study.agent.data)
-    write_whole(study.folder / SUMMARY_FILE, markdown(summary))
+    write_text(study.folder / SUMMARY_FILE, markdown(summary))
     if memory is not None:
         Memory(memory).learn(summary)
     return metrics

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recllm.disk import sync
+from recllm.provenance import write_text
 from recllm.tuning.language.telling import shown
 from recllm.tuning.study.plain import line
 from recllm.tuning.study.reflection import change_of
@@ -38,15 +38,7 @@ def write_trials(folder: Path, history: History, commit: str | None, domain: str
         row = {"commit": commit or "", "model": history.space.name, "domain": domain, **_cells(history, trial)}
         # `line` leaves no tab and no line break in a cell.
         lines.append("\t".join(line(row[name], _MOST * 4 if name == "config" else _MOST) for name in COLUMNS))
-    write_whole(folder / TRIALS_FILE, "\n".join(lines) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text so that a reader sees the old one or the new one."""
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(text, encoding="utf-8")
-    sync(staging)
-    staging.replace(path)
+    write_text(folder / TRIALS_FILE, "\n".join(lines) + "\n")
 
 
 def _cells(history: History, trial: Trial) -> dict[str, Any]:
@@ -85,18 +77,16 @@ def write_reflections(folder: Path, history: History) -> None:
             name: row[name] for name in ("number", "source", "parent", "proposal", "refusals", "reflection", "kept")
         }
         rows.append(kept | {"status": trial.outcome.status, "score": trial.outcome.metrics.get(OBJECTIVE)})
-    write_whole(folder / REFLECTIONS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / REFLECTIONS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def study_metrics(history: History, noise: Sequence[Trial]) -> dict[str, Any]:
     """Plain numbers of a study: of the default and the best, and who chose.
 
-    `model_share` is the share of the trials that a proposer was asked for which it proposed itself, at its first or
-    second try; None where none was asked for. `gain` is relative to the default's score in this study, whose noise
+    `gain` is relative to the default's score in this study, whose noise
     `epsilon` tells.
     """
     sources, trials = Counter(trial.source for trial in history.trials), history.trials
-    asked = sources["model"] + sources["repaired"] + sources["random"]
     default, best = _score(trials[0]), history.best
     found = _score(best) if best else None
     return {
@@ -104,7 +94,7 @@ def study_metrics(history: History, noise: Sequence[Trial]) -> dict[str, Any]:
         "ok": sum(trial.outcome.ok for trial in trials),
         "kept": sum(trial.kept for trial in trials),
         **{f"from/{source}": sources[source] for source in SOURCES if sources[source]},
-        "model_share": (sources["model"] + sources["repaired"]) / asked if asked else None,
+        "model_share": model_share(sources),
         "epsilon": history.epsilon,
         f"default/{OBJECTIVE}": default,
         f"best/{OBJECTIVE}": found,
@@ -113,6 +103,16 @@ def study_metrics(history: History, noise: Sequence[Trial]) -> dict[str, Any]:
         "noise_runs": len(noise),
         "cpu_seconds": round(math.fsum(trial.outcome.cpu_seconds for trial in (*trials, *noise)), 1),
     }
+
+
+def model_share(sources: Mapping[str, int]) -> float | None:
+    """Share of the changes that a model itself proposed, at its first or second try; None where it made none.
+
+    A random one counts against it whether the model was asked in vain or, with every single change tried, not at all.
+    """
+    own = sources["model"] + sources["repaired"]
+    asked = own + sources["random"]
+    return own / asked if asked else None
 
 
 def _score(trial: Trial) -> float | None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recllm.disk import claimed
 from recllm.tuning.language.proposer import Proposed
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.proposal import Proposal, Refusal
 from recllm.tuning.study.trial import Trial
-from recllm.tuning.trials.measure import claimed
 from recllm.tuning.trials.runner import Outcome
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -107,10 +107,21 @@ class History:
     def _has_change_left(self, config: Mapping[str, Any]) -> bool:
         for name, value in config.items():
             values = listed_values(self.space.by_name[name])
-            others = (other for other in values if other != value)
-            if not values or any(self.space.key(self.space.change(config, name, o)) not in self.tried for o in others):
+            if not values or any(v != value and not self.leads_back(config, name, v) for v in values):
                 return True
         return False
+
+    def leads_back(self, config: Mapping[str, Any], name: str, value: Any) -> bool:
+        """Whether the change of an axis leads to a configuration that was run or is being run."""
+        return self.space.key(self.space.change(config, name, value)) in self.tried
+
+    def untried(self, draw: Callable[[], dict[str, Any]], draws: int) -> dict[str, Any]:
+        """The first drawn configuration that was not tried; after so many draws whatever was drawn last."""
+        for _ in range(draws):
+            config = draw()
+            if self.space.key(config) not in self.tried:
+                break
+        return config
 
     @property
     def present(self) -> Mapping[str, Any]:
@@ -141,6 +152,15 @@ class History:
             return True
         smaller = (outcome.parameters or math.inf) < (best.outcome.parameters or math.inf)
         return smaller and outcome.score >= self.best_score - self.epsilon
+
+    @classmethod
+    def sampled(cls, space: Space, outcomes: Iterable[Outcome], epsilon: float) -> History:
+        """The history of outcomes that nobody proposed, the default's first."""
+        history = cls(space, epsilon=epsilon)
+        for number, outcome in enumerate(outcomes):
+            source = "sampler" if number else "default"
+            history = history.with_trial(Trial(number, source, outcome, kept=history.keeps(outcome)))
+        return history
 
     def with_trial(self, trial: Trial) -> History:
         """The history one trial later."""

@@ -10,7 +10,7 @@ This is for studies that train. One on a measured surface has nothing to train a
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recllm.disk import claimed
 from recllm.provenance import read_json, write_json
 from recllm.tuning.trials.runner import TrialRunner
 
@@ -92,10 +93,7 @@ def _now() -> str:
 
 @contextlib.contextmanager
 def _alone(study: Path) -> Iterator[None]:
-    study.mkdir(parents=True, exist_ok=True)
-    with (study / _LOCK_FILE).open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, "another process is reading this study's test", str(study)) from error
+    with claimed(study / _LOCK_FILE) as mine:
+        if not mine:
+            raise BlockingIOError(errno.EAGAIN, "another process is reading this study's test", str(study))
         yield

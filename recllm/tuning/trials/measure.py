@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from recllm.data.splits import DATASET_FILE
+from recllm.disk import claimed
 from recllm.machine import device_name, git, versions
 from recllm.provenance import read_json, write_json
 from recllm.tuning.memory.descriptors import describe
@@ -187,19 +188,6 @@ def measure(tables: list[Table], seconds: float | None = None) -> Iterator[tuple
                 plans.remove((table, plan))
             else:
                 yield table, row
-
-
-@contextlib.contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process holds the lock of that name, as long as the block lasts; `wait` until it does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,11 @@ class Outcome:
         """Validation NDCG@10; minus infinity for a trial that failed."""
         return self.metrics.get(OBJECTIVE, -math.inf)
 
+    @property
+    def counted(self) -> float:
+        """The score, or 0 for a trial that failed: the least that NDCG can be."""
+        return self.score if self.ok else 0.0
+
     def row(self) -> dict[str, Any]:
         """The record as plain JSON values."""
         return json.loads(json.dumps(asdict(self), default=str))

@@ -8,6 +8,7 @@ to the smaller key.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 # What a surface keeps of a trial's metrics, for either role.
 METRICS = ("ndcg@5", "ndcg@10", "recall@5", "recall@10")
 ROLES = ("validation", "test")
+# Origins of the evenly spread configurations.
+EVEN = ("default", "spread")
 _PROVENANCE = "recllm.surface"
 SCHEMA = {
     **{"key": pl.String, "origin": pl.String, "seed": pl.Int64, "status": pl.String, "config": pl.String},
@@ -123,13 +126,18 @@ class Surface:
             ValueError: it is not legal in the space.
         """
         checked = self.space.check(config)
-        row = self._row.get(self.space.key(checked))
+        row, distance = self.row_of(checked, self.space.key(checked))
+        return Answer(self.outcome(row), distance == 0.0, distance)
+
+    def row_of(self, config: Mapping[str, Any], key: str) -> tuple[int, float]:
+        """The row that answers for a checked configuration, and how far it is; `key` is the configuration's."""
+        row = self._row.get(key)
         if row is not None:
-            return Answer(self.outcome(row), True, 0.0)
-        distance_R = self._index.distances(checked)
+            return row, 0.0
+        distance_R = self.index.distances(config)
         nearest = np.flatnonzero(distance_R == distance_R.min())
         row = min(nearest.tolist(), key=lambda row: self.frame["key"][row])
-        return Answer(self.outcome(row), False, float(distance_R[row]))
+        return row, float(distance_R[row])
 
     def outcome(self, row: int) -> Outcome:
         """The outcome of a row, without its test metrics."""
@@ -150,18 +158,22 @@ class Surface:
             raise ValueError(f"{key} was not measured or failed: there is no test metric of it")
         return {f"test/{name}": self.frame[f"test/{name}"][row] for name in METRICS}
 
-    def target(self, share: float, origin: str = "spread") -> float:
+    def target(self, share: float) -> float:
         """The validation NDCG@10 that the best `share` (0 to 1) of the evenly spread configurations reach.
 
         Failed ones count as configurations and reach nothing.
         """
-        chosen = self.frame.filter(pl.col("origin").is_in([origin, "default"]))
-        score_R = chosen[OBJECTIVE].fill_null(-np.inf).sort(descending=True).to_numpy()
-        return float(score_R[max(int(np.ceil(share * len(score_R))) - 1, 0)])
+        chosen = self.frame.filter(pl.col("origin").is_in(EVEN))
+        return reached_by(chosen[OBJECTIVE].fill_null(-np.inf).to_numpy(), share)
 
     @cached_property
-    def _index(self) -> Index:
+    def index(self) -> Index:
         return Index.of(self.space, self._configs)
+
+
+def reached_by(score_R: np.ndarray, share: float) -> float:
+    """The score that the best `share` (0 to 1) of some configurations reach, the best one's at least."""
+    return float(np.sort(score_R)[::-1][max(math.ceil(share * len(score_R)) - 1, 0)])
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ import numpy as np
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.trial import LEAST_EPSILON, Situation
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
-from recllm.tuning.trials.surface import Index, Surface
+from recllm.tuning.trials.surface import EVEN, Surface, reached_by
 
 # What a configuration that is one improving change further from a good one is worth of it.
 DISCOUNT = 0.7
 # Of a move's worth: what it leaves within reach, beside what it gains at once.
 REACH = 0.5
 GOOD = 0.02
-_EVEN = ("default", "spread")
 
 
 @dataclass(frozen=True)
@@ -55,23 +54,9 @@ class Moves:
         """What was measured, by row."""
         return [self.surface.outcome(row) for row in range(len(self.surface))]
 
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Key of a measured configuration -> its row."""
-        return {outcome.key: row for row, outcome in enumerate(self.outcomes)}
-
-    @cached_property
-    def _index(self) -> Index:
-        return Index.of(self.space, [dict(outcome.config) for outcome in self.outcomes])
-
     def row(self, config: Mapping[str, Any], key: str | None = None) -> int:
-        """The row that answers for a checked configuration, as `Surface.lookup` has it."""
-        key = key or self.space.key(config)
-        if key in self.row_of:
-            return self.row_of[key]
-        distance_R = self._index.distances(config)
-        nearest = np.flatnonzero(distance_R == distance_R.min()).tolist()
-        return min(nearest, key=lambda row: self.outcomes[row].key)
+        """The row that answers for a checked configuration."""
+        return self.surface.row_of(config, key or self.space.key(config))[0]
 
     def of(self, config: Mapping[str, Any]) -> tuple[Move, ...]:
         """Every single change of a value set, in the order of the axes."""
@@ -90,12 +75,12 @@ class Moves:
     @cached_property
     def even_R(self) -> np.ndarray:
         """Whether a row is one of the evenly spread ones."""
-        return self.surface.frame["origin"].is_in(_EVEN).to_numpy()
+        return self.surface.frame["origin"].is_in(EVEN).to_numpy()
 
     @property
     def unit_RA(self) -> np.ndarray:
         """Where each row lies on each axis, see `Index`."""
-        return self._index.unit_RA
+        return self.surface.index.unit_RA
 
     def rows_in(self, other: Moves) -> np.ndarray:
         """The row of another surface of this space that answers for each row of this one."""
@@ -159,8 +144,7 @@ class Board:
     @cached_property
     def target(self) -> float:
         """The score that the best 2% of the evenly spread configurations reach, as `Surface.target` has it."""
-        ranked = np.sort(self.score_R[self.moves.even_R])[::-1]
-        return float(ranked[max(math.ceil(GOOD * len(ranked)) - 1, 0)])
+        return reached_by(self.score_R[self.moves.even_R], GOOD)
 
     @cached_property
     def away_R(self) -> np.ndarray:

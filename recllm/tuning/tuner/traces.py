@@ -20,7 +20,7 @@ from recllm.tuning.language.proposer import Proposed
 from recllm.tuning.memory.cognition import Summary, summarise
 from recllm.tuning.study.agent import Agent
 from recllm.tuning.study.proposal import Proposal
-from recllm.tuning.study.trial import History, Situation, Trial
+from recllm.tuning.study.trial import History, Situation
 from recllm.tuning.tuner.board import Board, Move
 from recllm.tuning.tuner.wording import worded
 
@@ -109,12 +109,8 @@ def survey(name: str, board: Board, rng: np.random.Generator, rows: int = SURVEY
     """The summary of the default and `rows` configurations drawn from a board."""
     default = board.moves.row(board.space.default)
     drawn = [row for row in rng.permutation(len(board.score_R)).tolist() if row != default][:rows]
-    history = History(board.space, epsilon=board.epsilon)
-    for number, row in enumerate([default, *drawn]):
-        outcome = board(board.moves.outcomes[row].config)
-        trial = Trial(number, "sampler" if number else "default", outcome, kept=history.keeps(outcome))
-        history = history.with_trial(trial)
-    return summarise(name, history, board.data)
+    outcomes = (board(board.moves.outcomes[row].config) for row in [default, *drawn])
+    return summarise(name, History.sampled(board.space, outcomes, board.epsilon), board.data)
 
 
 def row_of(trace: Trace, move: Move) -> dict[str, Any]:
