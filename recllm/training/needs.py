@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from recllm.data.catalog import Catalog
 from recllm.data.checkins import Visits
@@ -27,17 +26,14 @@ from recllm.needs.vocabulary import NeedsVocabulary
 from recllm.provenance import RunRecord
 from recllm.sid.table import SidTable
 from recllm.training.callbacks import ZERO_VARIANCE, Alarm
+from recllm.training.greedy import greedy_replies
 from recllm.training.needs_rollout import STEPS_FILE, Held, NeedsRollout, places
 from recllm.training.recommender import Groups, check_settings, make_ready, start_from, train_and_grade
-from recllm.training.validation import evaluating
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
     from recllm.needs.constrain import AnswerGrammar
-
-# Prompts that are answered at once for grading.
-_GRADED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +218,6 @@ def make_rollout(
     return NeedsRollout(curriculum, ask, events, grammars, Path(args.output_dir) / STEPS_FILE)
 
 
-@torch.no_grad()
 def graded_values(
     model: Any, grammar: AnswerGrammar, task: NeedsTask, graded: pl.DataFrame, reward: NeedReward
 ) -> dict[str, Values]:
@@ -230,21 +225,12 @@ def graded_values(
     stage, tokenizer = task.stages[-1], reward.tokenizer
     fields = [graded[name].to_list() for name in ("row", "need", "need_type", "target")]
     chats = [task.ask(row, stage, need, kind) for row, need, kind, _ in zip(*fields, strict=True)]
-    answers: list[list[int]] = []
-    with evaluating(model):
-        for at in range(0, len(chats), _GRADED):
-            inputs = tokenizer.apply_chat_template(
-                chats[at : at + _GRADED],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-                enable_thinking=False,
-            ).to(model.device)
-            count, length = inputs["input_ids"].shape
-            options = {"do_sample": False, "max_new_tokens": grammar.longest, "pad_token_id": grammar.end}
-            grown_RT = model.generate(**inputs, **options, logits_processor=[Held([grammar] * count)])
-            answers += grown_RT[:, length:].tolist()
+
+    def options(count: int) -> dict[str, Any]:
+        held = Held([grammar] * count)
+        return {"max_new_tokens": grammar.longest, "pad_token_id": grammar.end, "logits_processor": [held]}
+
+    answers = greedy_replies(model, tokenizer, chats, options)
     return reward.values(answers, [stage] * len(chats), fields[1], fields[3])
 
 

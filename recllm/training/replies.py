@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from recllm.metrics.bootstrap import flat_gain
 from recllm.provenance import RunRecord
 from recllm.training.callbacks import CLIPPED, ZERO_VARIANCE, Alarm
+from recllm.training.greedy import greedy_replies
 from recllm.training.recommender import in_schedule, make_ready, train_and_grade, without_attention_dropout
-from recllm.training.validation import evaluating
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
-
-# Prompts that are answered at once for grading.
-_GRADED = 64
 
 
 class ReplyReward(Protocol):
@@ -67,26 +63,12 @@ def build_reply_trainer(
     return trainer
 
 
-@torch.no_grad()
 def greedy_rewards(model: Any, tokenizer: Any, rows: Dataset, reward: ReplyReward, most_tokens: int) -> np.ndarray:
     """The reward of the greedy reply to each row's prompt, float64 of shape (E,)."""
-    values: list[float] = []
-    with evaluating(model):
-        for at in range(0, len(rows), _GRADED):
-            part = rows[at : at + _GRADED]
-            inputs = tokenizer.apply_chat_template(
-                part["prompt"],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-                enable_thinking=False,
-            ).to(model.device)
-            grown_RT = model.generate(**inputs, do_sample=False, max_new_tokens=most_tokens)
-            replies = tokenizer.batch_decode(grown_RT[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            columns = {name: part[name] for name in rows.column_names if name != "prompt"}
-            values += reward(completions=replies, **columns)
-    return np.array(values)
+    tokens = greedy_replies(model, tokenizer, list(rows["prompt"]), lambda _: {"max_new_tokens": most_tokens})
+    replies = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    columns = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
+    return np.array(reward(completions=replies, **columns))
 
 
 def reply_gain(before_E: np.ndarray, after_E: np.ndarray) -> dict[str, float]:
