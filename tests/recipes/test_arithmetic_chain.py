@@ -3,13 +3,13 @@
 The scripts run in this process, because importing TRL takes seconds.
 """
 
-import json
 import runpy
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from chains import ROOT, metrics, run_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recllm.evaluation.arithmetic import ArithmeticWorld
@@ -18,7 +18,6 @@ from recllm.provenance import load_run
 from recllm.training.arguments import parse
 from recllm.training.sft import load_chats
 
-ROOT = Path(__file__).resolve().parents[2]
 # Stage: script, smoke config, inputs by argument, further words.
 CHAIN = {
     "chats": ("data_prep/arithmetic_world.py", "arithmetic_world/smoke", {}, ()),
@@ -35,12 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(root: Path, stage: str) -> None:
-    """Run a stage's own parse and main."""
-    path, config, inputs, more = CHAIN[stage]
-    scope = runpy.run_path(str(ROOT / path))
-    argv = ["--config", str(ROOT / "recipes" / "configs" / f"{config}.yaml"), f"--output_dir={root / stage}"]
-    argv += [f"--{name}={root / folder}" for name, folder in inputs.items()]
-    scope["main"](*parse(scope["Arguments"], *scope.get("TRL_CONFIGS", ()), argv=[*argv, *more]))
+    *script, more = CHAIN[stage]
+    run_stage(root, stage, *script, *more)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +44,6 @@ def outputs(tmp_path_factory):
     for stage in CHAIN:
         start(root, stage)
     return root
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_chats_of_both_styles_and_of_one(outputs):

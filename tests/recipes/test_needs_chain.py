@@ -8,13 +8,12 @@ import runpy
 from pathlib import Path
 
 import pytest
+from chains import ROOT, metrics, run_stage
 from datasets import Dataset
 
 from recllm.needs.vocabulary import NeedsVocabulary
 from recllm.provenance import load_run
-from recllm.training.arguments import parse
 
-ROOT = Path(__file__).resolve().parents[2]
 write_patterns = runpy.run_path(str(ROOT / "tests" / "needs" / "need_worlds.py"), run_name="worlds")["write_patterns"]
 # Stage: script, smoke config, inputs by argument.
 CHAIN = {
@@ -37,13 +36,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(root: Path, stage: str, *more: str) -> None:
-    """Run a stage's own parse and main."""
     path, config, inputs = CHAIN[stage]
     inputs = inputs if isinstance(inputs, dict) else dict(zip(inputs, inputs, strict=True))
-    scope = runpy.run_path(str(ROOT / path))
-    argv = ["--config", str(ROOT / "recipes" / "configs" / f"{config}.yaml"), f"--output_dir={root / stage}"]
-    argv += [f"--{name}={root / folder}" for name, folder in inputs.items()]
-    scope["main"](*parse(scope["Arguments"], *scope.get("TRL_CONFIGS", ()), argv=[*argv, *more]))
+    run_stage(root, stage, path, config, inputs, *more)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +49,6 @@ def outputs(tmp_path_factory):
         if stage == "dataset":
             write_patterns(root / "patterns", root / "dataset")
     return root
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_every_stage_left_a_complete_run(outputs):

@@ -1,16 +1,14 @@
 """The tuner in one chain: surfaces, chats, small model, warm-up and GRPO, each with its smoke config."""
 
-import json
 import runpy
 from pathlib import Path
 
 import pytest
+from chains import ROOT, metrics, run_stage
 from datasets import Dataset
 
 from recllm.provenance import load_run
-from recllm.training.arguments import parse
 
-ROOT = Path(__file__).resolve().parents[2]
 made = runpy.run_path(str(ROOT / "tests" / "tuning" / "made_surfaces.py"), run_name="made")
 CHAIN = {
     "chats": ("data_prep/tuner_chats.py", "tuner_chats/smoke", {"surfaces": "surfaces"}, "--leave_out=three"),
@@ -23,12 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(root: Path, stage: str) -> None:
-    """Run a stage's own parse and main."""
-    path, config, inputs, *more = CHAIN[stage]
-    scope = runpy.run_path(str(ROOT / path))
-    argv = ["--config", str(ROOT / "recipes" / "configs" / f"{config}.yaml"), f"--output_dir={root / stage}"]
-    argv += [f"--{name}={root / folder}" for name, folder in inputs.items()]
-    scope["main"](*parse(scope["Arguments"], *scope.get("TRL_CONFIGS", ()), argv=[*argv, *more]))
+    run_stage(root, stage, *CHAIN[stage])
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +32,6 @@ def outputs(tmp_path_factory):
     for stage in CHAIN:
         start(root, stage)
     return root
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_every_stage_left_a_complete_run(outputs):

@@ -1,6 +1,10 @@
-"""A small data set in the layout of dataset/, and a warm launcher that the real recipe is run with."""
+"""A small data set in the layout of dataset/, and a warm launcher that the real recipe is run with.
+
+The helpers beside this file can be imported by the tests of the folder.
+"""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 
 from recllm.tuning.trials.launch import Forked
 
+sys.path.insert(0, str(Path(__file__).parent))
 ITEMS = 25
 
 

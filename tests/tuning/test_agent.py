@@ -1,11 +1,11 @@
 """The agent's logic, and the lockstep of many studies: the same as one study at a time, with every switch."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from drawing import Chooses
+from part_spaces import part_space
 
 from recllm.tuning.baselines.suggesters import suggester
 from recllm.tuning.language.proposer import Proposed
@@ -18,10 +18,6 @@ from recllm.tuning.study.study import Study
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 from recllm.tuning.trials.surface import Surface, surface_row, write_surface
-
-sys.path.insert(0, str(Path(__file__).parent))
-from drawing import Chooses
-from part_spaces import part_space
 
 SPACE = part_space("sasrec")
 DATA = {"users": 1300.0, "items": 500.0, "avg_len": 6.0, "p90_len": 11.0, "density": 0.01, "gini": 0.5}

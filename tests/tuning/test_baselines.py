@@ -1,21 +1,17 @@
 """Samplers: legal, begun alike, rebuilt from the history alone, each what it says it is."""
 
 import math
-import sys
 from collections import Counter
-from pathlib import Path
 
 import cmaes as library
 import numpy as np
 import pytest
+from part_spaces import part_space
 
 from recllm.tuning.baselines.suggesters import METHODS, alternating, suggester
 from recllm.tuning.spaces.backbones import backbone_space, surface_space
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 SPACES = {"surface": part_space("sasrec"), "sasrec": backbone_space("sasrec"), "glass": backbone_space("glass")}
 SMALL = part_space("sasrec").narrowed(

@@ -1,12 +1,11 @@
 """Boards against brute force: where changes lead, how far the target is, what a move is worth."""
 
 import math
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from made_surfaces import write_made_surface
 
 from recllm.tuning.language.proposer import Proposed
 from recllm.tuning.study.agent import Agent
@@ -15,13 +14,11 @@ from recllm.tuning.study.trial import History
 from recllm.tuning.trials.surface import Surface
 from recllm.tuning.tuner.board import DISCOUNT, REACH, Board
 
-made = runpy.run_path(str(Path(__file__).with_name("made_surfaces.py")), run_name="made")
-
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("surfaces")
-    return [Board.of(Surface.load(made["write_made_surface"](folder, place))) for place in range(2)]
+    return [Board.of(Surface.load(write_made_surface(folder, place))) for place in range(2)]
 
 
 def begun(board, masked=frozenset(), left=20):

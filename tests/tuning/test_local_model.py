@@ -1,13 +1,12 @@
 """A local model's replies: legal whatever its weights, the same in any batch, of the right distribution."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from part_spaces import part_space
+from studies import DATA, small_space, study
 
 from recllm.evaluation.completions import choose
 from recllm.teachers.local import Local
@@ -20,12 +19,8 @@ from recllm.tuning.spaces.backbones import backbone_space
 from recllm.tuning.study.proposal import Proposal, proposal_schema
 from recllm.tuning.study.trial import Situation
 
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-studies = runpy.run_path(str(Path(__file__).with_name("studies.py")))
-DATA, small_space, study = (studies[name] for name in ("DATA", "small_space", "study"))
+
 SPACE = part_space("sasrec")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from part_spaces import part_space
 
 from recllm.tuning.memory.cognition import CARRIES, Evidence, evidence_of, markdown, summarise
 from recllm.tuning.memory.memory import DECAY, Memory
@@ -20,9 +21,6 @@ from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.reflection import measured_reflection, single_change
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 SPACE = part_space("sasrec")
 DATA = {"avg_len": 8.0, "p90_len": 19.0, "items_per_user": 1.0, "density": 0.005, "gini": 0.3}

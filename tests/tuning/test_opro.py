@@ -1,21 +1,17 @@
 """The OPRO-like sampler: what the model is shown, and that no reply becomes anything but a legal configuration."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from part_spaces import part_space
 
 from recllm.tuning.baselines.opro import SHOWN, Opro, opro_ask, opro_schema, read_configuration
 from recllm.tuning.study.agent import Agent, StudyRun, run_many
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 SPACE = part_space("sasrec")
 

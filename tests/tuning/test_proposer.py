@@ -1,16 +1,15 @@
 """From replies to configurations: what is legal is taken, all else is repaired once or replaced at random."""
 
 import json
-import runpy
-import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from part_spaces import part_space
+from studies import DATA, small_space, study, with_trial
 
 from recllm.teachers.protocol import TeacherError
 from recllm.tuning.language.prompt import proposal_text
@@ -20,11 +19,6 @@ from recllm.tuning.study.proposal import Proposal, Reason, Refusal, open_axes, r
 from recllm.tuning.study.reflection import single_change
 from recllm.tuning.study.trial import History, Situation
 
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
-
-studies = runpy.run_path(str(Path(__file__).with_name("studies.py")))
-DATA, small_space, study, with_trial = (studies[name] for name in ("DATA", "small_space", "study", "with_trial"))
 SPACE = part_space("sasrec")
 JUNK = (
     *(

@@ -2,14 +2,13 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from part_spaces import part_space
 
 from recllm.tuning.spaces.backbones import SPACES
 from recllm.tuning.spaces.families import FAMILIES
@@ -27,9 +26,6 @@ from recllm.tuning.study.reflection import (
 )
 from recllm.tuning.study.trial import LEAST_EPSILON, History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 SPACE = part_space("sasrec")
 EPSILON = 0.002

@@ -1,11 +1,10 @@
 """A study's report: tables against hand-made histories, and the command on real study folders."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from part_spaces import part_space
 from typer.testing import CliRunner
 
 from recllm import cli
@@ -23,9 +22,6 @@ from recllm.tuning.study.study import Study
 from recllm.tuning.study.trial import History, Trial
 from recllm.tuning.trials.runner import OBJECTIVE, Outcome
 from recllm.tuning.trials.surface import METRICS, Surface, surface_row, write_surface
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 SPACE, MEASURED = part_space("sasrec"), surface_space("sasrec")
 BAD = "<script>alert(1)</script> | [a](http://b.c) ![x](y) `z`\n# head"

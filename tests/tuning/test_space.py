@@ -6,12 +6,12 @@ import json
 import math
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from part_spaces import part_space
 
 from recllm.training.arguments import parse
 from recllm.tuning.spaces.axes import Axis, When
@@ -19,9 +19,6 @@ from recllm.tuning.spaces.backbones import SPACES, SURFACE_EPOCHS, backbone_spac
 from recllm.tuning.spaces.recipe import Argument, recipe_arguments, recipe_path
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.trials.surface import Index
-
-sys.path.insert(0, str(Path(__file__).parent))
-from part_spaces import part_space
 
 WHOLE = {name: backbone_space(name) for name in SPACES}
 PARTS = {f"{name} part": part_space(name) for name in ("sasrec", "hstu")}

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 import traceback
 from pathlib import Path
 
 import pytest
+from drawing import Chooses
 from optuna.storages.journal import JournalFileBackend
+from part_spaces import part_space
 
 from recllm.tuning.baselines.suggesters import suggester
 from recllm.tuning.language.language import Recorder, Transcript
@@ -20,10 +21,6 @@ from recllm.tuning.study.choosers import ModelChooser, SamplerChooser
 from recllm.tuning.study.journal import JOURNAL_FILE
 from recllm.tuning.study.study import STUDY_FILE, Study
 from recllm.tuning.trials.runner import Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))
-from drawing import Chooses
-from part_spaces import part_space
 
 SPACE = part_space("sasrec")
 BUDGET = 6

@@ -2,25 +2,22 @@
 that is left out."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
+from made_surfaces import write_made_surface
 
 from recllm.tuning.study.proposal import read_proposal
 from recllm.tuning.tuner.lessons import lesson_boards, lesson_memories
 from recllm.tuning.tuner.rewards import Improvement
 from recllm.tuning.tuner.traces import Mixture, Trace, chat_rows, choose, play, traces
 
-made = runpy.run_path(str(Path(__file__).with_name("made_surfaces.py")), run_name="made")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("surfaces")
     for place in range(3):
-        made["write_made_surface"](folder, place)
+        write_made_surface(folder, place)
     return folder
 
 
