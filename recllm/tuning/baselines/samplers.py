@@ -11,6 +11,9 @@ from recllm.tuning.spaces.axes import Axis
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.trial import Trial
 
+# Draws until one is new.
+_DRAWS = 20
+
 
 def tpe(turn: Turn, **options: Any) -> dict[str, Any]:
     """Optuna's tree-structured Parzen estimator with its own defaults: ten trials at random, then by its model.
@@ -35,7 +38,7 @@ def tpe(turn: Turn, **options: Any) -> dict[str, Any]:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # which a sampler passes over
             return space.check(found)
 
-        return turn.untried(ask, draws=20)
+        return turn.untried(ask, _DRAWS)
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -56,25 +59,36 @@ def _told(turn: Turn) -> Any:
 def cmaes(turn: Turn) -> dict[str, Any]:
     """CMA-ES on the unit cube around the best of the planned trials, by the library that Optuna's sampler stands on.
 
-    The step is 1/6, as Optuna's. Names count by place. The optimizer is run again over the history: where a trial ran
-    another value than was asked for (a surface answers by its nearest row), it is told the middle of what ran.
+    The step is 1/6, as Optuna's. Names count by place. A configuration that a trial has run is drawn anew, which the
+    library alone does not do. The optimizer is run again over the history: where a trial ran another value than was
+    asked for (a surface answers by its nearest row), it is told the middle of what ran.
     """
     from cmaes import CMA
 
     space, trials = turn.space, turn.history.trials
+    tried = {trial.outcome.key for trial in trials[: turn.planned]}
+
+    def ask() -> np.ndarray:
+        for _ in range(_DRAWS):
+            share_A = optimizer.ask()
+            if space.key(space.from_units(share_A)) not in tried:
+                break
+        return share_A
+
     known = max(trials[: turn.planned], key=lambda trial: trial.outcome.counted, default=None)
     mean_A = _moved(space, known.config if known else space.default, np.full(len(space.axes), 0.5))
     bounds_A2 = np.tile([0.0, 1 - 1e-9], (len(space.axes), 1))
     optimizer = CMA(mean_A, 1 / 6, bounds=bounds_A2, seed=turn.seed)
     group: list[tuple[np.ndarray, float]] = []
     for trial in trials[turn.planned :]:
-        group.append((_moved(space, trial.config, optimizer.ask()), -trial.outcome.counted))
+        group.append((_moved(space, trial.config, ask()), -trial.outcome.counted))
+        tried.add(trial.outcome.key)
         if len(group) == optimizer.population_size:
             optimizer.tell(group)
             group = []
     for _ in range(turn.number - max(len(trials), turn.planned)):
-        optimizer.ask()  # what other workers are at
-    return space.from_units(optimizer.ask())
+        ask()  # what other workers are at
+    return space.from_units(ask())
 
 
 def _frozen(space: Space, trial: Trial) -> Any:

@@ -26,9 +26,10 @@ def random_search(turn: Turn) -> dict[str, Any]:
 
 
 def climb(turn: Turn) -> dict[str, Any]:
-    """A random change of one axis of the best configuration: the agent's loop with dice for a proposer."""
+    """A random change of one axis of what the study stands on, which is the best configuration that has an untried
+    change: the agent's loop with dice for a proposer."""
     rng = turn.rng()
-    return turn.untried(lambda: _single_change(turn.space, turn.best, rng))
+    return turn.untried(lambda: _single_change(turn.space, turn.history.present, rng))
 
 
 def sweep(turn: Turn) -> dict[str, Any]:
