@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -96,13 +97,20 @@ class History:
 
     @cached_property
     def standing(self) -> Trial | None:
-        """The trial that the next proposal changes: the best, or where every single change of it was tried, the highest
-        scored one of which a change is left; the best where none is, and None before anything was kept."""
+        """The trial that the next proposal changes; None before anything was kept.
+
+        Noise cannot tell the best from what scored within epsilon of it, so the one of these that fewest trials changed
+        has its turn. Where every single change of them was tried, it is the highest scored one of which a change is
+        left; the best where none is.
+        """
+        best, changed = self.best, Counter(trial.parent for trial in self.trials)
+        if best is None:
+            return None
         ended = sorted((trial for trial in self.trials if trial.outcome.ok), key=lambda trial: -trial.outcome.score)
-        for trial in [self.best, *ended] if self.best else []:
-            if self._has_change_left(trial.config):
-                return trial
-        return self.best
+        alike = [trial for trial in ended if trial.outcome.score >= self.best_score - self.epsilon]
+        if turns := [trial for trial in alike if self._has_change_left(trial.config)]:
+            return min(turns, key=lambda trial: (changed[trial.number], trial is not best))
+        return next((trial for trial in ended if self._has_change_left(trial.config)), best)
 
     def _has_change_left(self, config: Mapping[str, Any]) -> bool:
         for name, value in config.items():

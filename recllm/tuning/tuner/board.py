@@ -23,7 +23,7 @@ from recllm.tuning.trials.surface import EVEN, Surface, reached_by
 # What a configuration that is one improving change further from a good one is worth of it.
 DISCOUNT = 0.7
 # Of a move's worth: what it leaves within reach, beside what it gains at once.
-REACH = 0.5
+REACH = 0.8
 GOOD = 0.02
 
 
@@ -164,25 +164,27 @@ class Board:
     def worths(self, situation: Situation) -> list[tuple[Move, float]]:
         """Every legal move that no trial has made, with its worth, 0 to 1.
 
-        A move that the study would not keep is worth nothing. Any other is worth what it gains of the headroom, and
-        what the remaining budget can still reach from there.
+        A move is worth what it gains over the best score so far, as a share of the headroom, and what the remaining
+        budget can still reach from there, if the study then stands there. One that does neither is worth nothing.
         """
         history = situation.history
         config, now = history.present, history.best.outcome.score if history.best else -math.inf
         moves = [move for move in self.moves.of(config) if move.key not in history.tried]
-        found = []
         open_ = [move for move in moves if move.axis not in situation.masked]
-        masks_all = all(name in situation.masked for name in config)
-        for move in moves if masks_all else open_:
-            score = float(self.score_R[move.row])
-            if not score > now + history.epsilon:
-                found.append((move, 0.0))
-                continue
-            gained = 1.0 if not math.isfinite(now) else (score - now) / max(self.top - now, score - now)
-            away = self.away_R[move.row]
-            reach = DISCOUNT**away if away <= situation.left - 1 else 0.0
-            found.append((move, (1 - REACH) * gained + REACH * reach))
+        found = []
+        for move in open_ or moves:  # as for a proposer, masks are lifted where they leave nothing
+            score, away = float(self.score_R[move.row]), self.away_R[move.row]
+            kept = score > now + history.epsilon
+            reach = DISCOUNT**away if away == 0 or (kept and away <= situation.left - 1) else 0.0
+            gained = self._gained(score, history.best_score)
+            found.append((move, (1 - REACH) * gained + REACH * reach if kept or gained > 0 else 0.0))
         return found
+
+    def _gained(self, score: float, best: float) -> float:
+        """How much of the headroom above the best score a score takes."""
+        if not score > best:
+            return 0.0
+        return 1.0 if not math.isfinite(best) else (score - best) / max(self.top - best, score - best)
 
     def bent(self, rng: np.random.Generator, other: Board | None, strength: float) -> Board:
         """A data set that never was: logarithms of the scores mixed with another's by a random share, and bent.

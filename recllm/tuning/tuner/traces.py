@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # Worth that makes a move e times as likely to be the one that is taught.
 TEMPERATURE = 0.05
 # Trials that a situation lies behind at most, the budgets that studies are played under, and what memories are made of.
-MOST_TRIALS = 14
-EARLIER_TRIALS, SURVEYED = 30, 150
+MOST_TRIALS = 24
+EARLIER_TRIALS, SURVEYED = 60, 150
 BUDGETS = (8, 60)
 
 
@@ -82,7 +82,7 @@ def play(
 
     skill: share of the moves that are good ones; the rest is drawn from all that are legal.
     """
-    budget = int(rng.integers(max(trials + 1, BUDGETS[0]), BUDGETS[1] + 1))
+    budget = int(rng.integers(max(trials, BUDGETS[0]), BUDGETS[1] + 1))
     agent = Agent(board.space, board.data, budget, memory=memory, reflect=reflect)
     history = History(board.space, epsilon=board.epsilon)
     while len(history.trials) < trials:
@@ -151,8 +151,8 @@ def traces(
     seed: int,
     mixture: Mixture = Mixture(),
 ) -> Iterator[Trace]:
-    """`count` situations of studies on bent boards, the boards in turn. A study ends where no single change improves
-    it, since nothing is to be learned from there.
+    """`count` situations of studies on bent boards, the boards in turn. Where no single change is worth anything,
+    nothing is to be learned, and the study is played on.
 
     memories: place of a board -> memories of studies on data sets bent otherwise, one of which a study is given.
     """
@@ -170,7 +170,7 @@ def traces(
         length = int(rng.integers(2, MOST_TRIALS + 1))
         for trace in play(bent, rng, memory, reflect, skill, length):
             if not trace.improvable:
-                break
+                continue
             if memory is not None or rng.random() < mixture.kept:
                 yield trace
                 made += 1
