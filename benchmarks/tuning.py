@@ -2,7 +2,7 @@
 
 Claim: with memory, the post-trained proposer reaches the best 2% of configurations of a data set that it never saw in
     at most 1/3 of cold TPE's median trials and ahead of warm TPE, and no ablation of it is better.
-Run:   python benchmarks/tuning.py --json out.json --tuner "outputs/tuner/{dataset}/grpo_tuner"
+Run:   python benchmarks/tuning.py --json out.json --tuner "outputs/tuner/{dataset}"
 A study has `--budget` trials and begins with the default. It is told by the number of the trial at which its validation
 NDCG@10 reaches what the best 2% of the evenly spread configurations of its surface have; a miss counts budget + 1.
 `NAME_median_trials` is the median over seeds, meaned over surfaces, `_lo` and `_hi` its interval by bootstrap over

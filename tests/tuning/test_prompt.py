@@ -53,7 +53,7 @@ def test_the_brief_style_letter_by_letter():
     assert told(situation).splitlines() == [
         "small users 1500 items 2300 avg_len 7.4 density 0.0031",
         "now 110.0 noise 1.0 left 7",
-        "width 4 mode a decay 0",
+        "width 4 mode b depth 3 decay 0",  # which noise cannot tell from a, and was changed less often
         "default 100.0 kept",
         "width 2>4 +10 kept",
         "width 4>1 -2.5 pruned",
