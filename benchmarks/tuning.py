@@ -8,8 +8,9 @@ NDCG@10 reaches what the best 2% of the evenly spread configurations of its surf
 `NAME_median_trials` is the median over seeds, meaned over surfaces, `_lo` and `_hi` its interval by bootstrap over
 seeds; `NAME_best10_trials` and `NAME_best5_trials` are likewise; `NAME_misses` is the share of studies that never reach
 the best 2%, `NAME_lacks` the mean share of the surface's best score that they lack at their end, `NAME_test_gain` the
-mean gain of test NDCG@10 over the default's; `NAME_share` is the share of the changes that the model itself proposed:
-below 0.9 a row is not the model's.
+mean gain of test NDCG@10 over the default's, `NAME_by_memory` the share of the studies that reached the best 2% by a
+trial that memory began with, before anything was proposed; `NAME_share` is the share of the changes that the model
+itself proposed: below 0.9 a row is not the model's.
 Names: `random`; `grid`, every cell of the surface in an order by seed; `sweep`, one axis at a time; `climb`, random
 changes of the best; `tpe`; `cmaes`; `tpe_warm` tries the three best of each other data set's surface after the default,
 and `tpe_warm_studies` those of TPE's own studies there. `agent` is the tuner trained without the surface's data set,
@@ -112,8 +113,15 @@ def figures_of(entry: str, rows: Mapping[str, list[dict]], budget: int) -> dict[
     found[f"{entry}_misses"] = float(np.mean(np.concatenate(list(trials(rows, -1, budget).values())) > budget))
     for name in ("lacks", "test_gain"):
         found[f"{entry}_{name}"] = float(np.mean([row[name] for row in flat_rows]))
+    if entry.partition("_")[2].startswith("memory"):
+        found[f"{entry}_by_memory"] = float(np.mean([_reached_by_memory(row, budget) for row in flat_rows]))
     share = share_of_model(flat_rows)
     return found if share is None else found | {f"{entry}_share": share}
+
+
+def _reached_by_memory(row: Mapping[str, Any], budget: int) -> bool:
+    number = trials_to(row["scores"], row["targets"][-1], budget)
+    return number <= budget and row["sources"][number - 1] == "memory"
 
 
 def trials(rows: Mapping[str, list[dict]], place: int, budget: int) -> dict[str, np.ndarray]:

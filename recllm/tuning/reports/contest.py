@@ -133,7 +133,7 @@ def whole(surface: Surface) -> History:
 
 
 def counted(surface: Surface, histories: Iterable[History], shares: Sequence[float]) -> list[dict[str, Any]]:
-    """A plain row a study: its scores (0 for a failed trial), how many trials each source chose, and at its end the
+    """A plain row a study: its scores (0 for a failed trial), which source chose each trial, and at its end the
     share of the surface's best score that it lacks and the gain of test NDCG@10 over the default's."""
     best, rows = surface.lookup(surface.best(1)[0]).outcome.score, []
     for history in histories:
@@ -142,7 +142,7 @@ def counted(surface: Surface, histories: Iterable[History], shares: Sequence[flo
         rows.append(
             {
                 "scores": scores_T,
-                "sources": dict(Counter(trial.source for trial in history.trials)),
+                "sources": [trial.source for trial in history.trials],
                 "targets": [surface.target(share) for share in shares],
                 "lacks": 1 - max(scores_T) / best,
                 "test_gain": _test(surface, ended.config) / _test(surface, history.space.default) - 1,

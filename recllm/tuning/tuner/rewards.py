@@ -11,8 +11,9 @@ from recllm.tuning.spaces.backbones import surface_space
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.proposal import Refusal, read_proposal
 
-# A reply that is no proposal costs most; one that is, but of something that may not be done now, less.
-UNREADABLE, ILLEGAL = -1.0, -0.5
+# A reply that is no proposal costs most; one that is, but of something that may not be done now, less. Neither costs
+# much beside what a good change earns: a schema keeps a decoder from both, and a study tries again.
+UNREADABLE, ILLEGAL = -0.2, -0.1
 _UNREADABLE_REASONS = ("not_json", "wrong_fields", "unknown_dimension")
 
 
