@@ -9,7 +9,8 @@ SASRec and HSTU on samples of 1,238 to 1,487 users of three Amazon sets (drawn b
 scrambled Sobol sequence until its space of 216 configurations is used up, and two repeats of the default for the noise
 of a seed. The tables grow in turn. Kill it and start it again at any time; start it several times at once for several
 workers. `--export` writes what is measured as parquet with its provenance. No row of the data sets is in them.
-Measured: see the provenance in each file.
+Measured: 1,308 trials, 101 processor minutes (2.4 to 7.0 s a trial), one of them a time-out; see the provenance in each
+    file. Of the commits named there da47533 is acd8032 with 216 configurations asked for in place of 200.
 """
 
 import logging
