@@ -107,7 +107,7 @@ def newest_complete(folder: str | Path) -> str | None:
     Staging folders that a killed process left are removed. Reading hashes the files of what it returns, once.
     """
     folder = Path(folder)
-    _clear_leftovers(folder)
+    clear_leftovers(folder)
     for checkpoint in reversed(_checkpoints(folder)):
         reason = fault(checkpoint)
         if reason is None:
@@ -252,7 +252,8 @@ def _locked(folder: Path) -> int | None:
     return None
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove the staging folder, unless another process is writing in it."""
     if (folder / STAGING).is_dir() and (lock := _locked(folder / STAGING)) is not None:
         shutil.rmtree(folder / STAGING, ignore_errors=True)
         os.close(lock)

@@ -176,6 +176,7 @@ class Protection(TrainerCallback):
         """A process that was killed after its last save and before it rotated left one too many."""
         if args.should_save and args.save_strategy != "no":
             self._rotate(Path(args.output_dir))
+            checkpoint.clear_leftovers(Path(args.output_dir))  # which a save does by itself
 
     def _tell_full(self, folder: Path, reason: str) -> None:
         free, needed = shutil.disk_usage(folder).free, checkpoint.newest_size(folder)

@@ -180,6 +180,16 @@ def test_a_finished_run_takes_no_further_step(tokenizer, tmp_path):
     assert longer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5")).global_step == 7
 
 
+def test_a_run_killed_before_it_rotated_ends_with_its_checkpoints_alone(tokenizer, tmp_path):
+    unrotated = grpo(tokenizer, tmp_path, max_steps=3)
+    protect(unrotated)
+    unrotated.train()  # without a limit, so that all three are there, as after a kill between save and rotation
+    again = grpo(tokenizer, tmp_path, max_steps=3, save_total_limit=2)
+    protect(again)
+    again.train(resume_from_checkpoint=newest_complete(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_train_loss_is_about_the_steps_of_one_call(tokenizer, tmp_path):
     whole = sft(tokenizer, tmp_path / "whole", logging_steps=4, max_steps=8, save_steps=2)
     protect(whole)
