@@ -37,7 +37,8 @@ def sweep(turn: Turn) -> dict[str, Any]:
 
     A range is swept at the middles of five equal parts. When the best moves, its own changes come next.
     """
-    space, base = turn.space, turn.best
+    space, best = turn.space, turn.history.best
+    base = best.config if best else space.default
     for place in np.random.default_rng(turn.seed).permutation(len(space.axes)):
         axis = space.axes[place]
         for value in _levels(axis, len(axis.values) or 5) if axis.name in base else ():

@@ -45,12 +45,6 @@ class Turn:
     def space(self) -> Space:
         return self.history.space
 
-    @property
-    def best(self) -> Config:
-        """The best configuration so far; the default where nothing ended well."""
-        best = self.history.best
-        return best.config if best else self.space.default
-
     def rng(self) -> np.random.Generator:
         """The random stream of this trial."""
         return np.random.default_rng((self.seed, self.number))

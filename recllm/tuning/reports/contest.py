@@ -153,7 +153,7 @@ def counted(surface: Surface, histories: Iterable[History], shares: Sequence[flo
 
 def share_of_model(rows: Iterable[dict[str, Any]]) -> float | None:
     """`model_share` over all rows."""
-    return model_share(sum((Counter(row["sources"]) for row in rows), Counter()))
+    return model_share(Counter(source for row in rows for source in row["sources"]))
 
 
 def _best(history: History) -> list[Config]:
