@@ -14,8 +14,8 @@ from part_spaces import part_space
 from recllm.tuning.memory.cognition import CARRIES, Evidence, evidence_of, markdown, summarise
 from recllm.tuning.memory.memory import DECAY, Memory
 from recllm.tuning.memory.memory_files import RULES_FILE, SUMMARIES
-from recllm.tuning.memory.rules import HERE, MOST_A_STUDY, Line, applying, settled
-from recllm.tuning.memory.transfer import LEAST_STEP, Expectation, Landscape, apart, mended, places, positions
+from recllm.tuning.memory.rules import HERE, MOST_A_STUDY, Line, foremost, settled, weighed
+from recllm.tuning.memory.transfer import LEAST_STEP, Expectation, Landscape, Points, mended, places, positions
 from recllm.tuning.spaces.backbones import SPACES
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.reflection import measured_reflection, single_change
@@ -55,6 +55,10 @@ BASIC = [
     ({"num_blocks": 3}, None),
     ({"ffn": "swiglu"}, 0.0505),
 ]
+
+
+def applying(lines, weights, history):
+    return foremost(weighed(lines, weights, history, None), history)
 
 
 def test_evidence_by_hand():
@@ -163,7 +167,7 @@ def test_a_rules_confidence_by_hand():
         Line("hstu", "lr", 3e-4, 1e-2, {"a": Evidence("lr", 3e-4, 1e-2, 9, 0, 0, 0.9)}),
     ]
     history = study_of(BASIC[:1])
-    found = {rule.value: rule for rule in applying(lines, {"a": 0.5, "b": 1.0}, history, None, 8)}
+    found = {rule.value: rule for rule in applying(lines, {"a": 0.5, "b": 1.0}, history)}
     assert set(found) == {1e-3, 3e-3}
     # a: half a voice for 3 and 1 pairs; b: from another value on the same side, 0.3 of a voice for 2.
     assert found[1e-3].confidence == pytest.approx((0.5 * 3 + 0.3 * 2 + 1) / (0.5 * 4 + 0.3 * 2 + 2))
@@ -172,9 +176,9 @@ def test_a_rules_confidence_by_hand():
     assert found[1e-3].gain == pytest.approx((0.5 * 4 * 0.2 + 0.3 * 2 * 0.5) / (0.5 * 4 + 0.3 * 2))
     assert found[3e-3].effect == "hurts" and found[3e-3].confidence == pytest.approx(1 / 3)
     assert found[1e-3].text == "lr 0.001 helps +27% (5/6, 2 studies)"
-    assert not applying(lines, {}, history, None, 8)
+    assert not applying(lines, {}, history)
     many = [replace(lines[0], evidence={"a": Evidence("lr", 3e-4, 1e-3, 300, 100, 0, 0.2)})]
-    assert applying(many, {"a": 1.0}, history, None, 8)[0].confidence == pytest.approx(
+    assert applying(many, {"a": 1.0}, history)[0].confidence == pytest.approx(
         (0.75 * MOST_A_STUDY + 1) / (MOST_A_STUDY + 2)
     )
 
@@ -187,7 +191,7 @@ def test_a_rule_speaks_of_what_can_be_tried_now():
     weights = {"a": 1.0}
 
     def told(history):
-        rules = applying(lines, weights, history, None, 8)
+        rules = applying(lines, weights, history)
         return [(found.dimension, found.value) for found in rules if found.effect == "helps"]
 
     # Temperature does not matter without unit length, and "x" is no legal value.
@@ -196,7 +200,7 @@ def test_a_rule_speaks_of_what_can_be_tried_now():
     assert told(study_of(BASIC[:2])) == [("dropout", 0.4)]
     assert told(study_of(BASIC[:3])) == []
     off = [replace(lines[0], off=True), *lines[1:]]
-    assert [found.dimension for found in applying(off, weights, study_of(BASIC[:1]), None, 8)] == ["dropout"]
+    assert [found.dimension for found in applying(off, weights, study_of(BASIC[:1]))] == ["dropout"]
 
 
 def test_a_rule_that_this_study_refuted_twice_is_suspended():
@@ -208,9 +212,9 @@ def test_a_rule_that_this_study_refuted_twice_is_suspended():
     history = study_of(trials, parents=[None, 0, 0, 2, 2])
     once = replace(history, trials=history.trials[:3])
     # Once refuted it is less sure, twice it is silent.
-    assert [rule.dimension for rule in applying([line], {"a": 1.0}, once, None, 8)] == ["dropout"]
-    assert not [rule for rule in applying([line], {"a": 1.0}, history, None, 8) if rule.dimension == "dropout"]
-    assert HERE not in applying([line], {"a": 1.0}, once, None, 8)[0].studies
+    assert [rule.dimension for rule in applying([line], {"a": 1.0}, once)] == ["dropout"]
+    assert not [rule for rule in applying([line], {"a": 1.0}, history) if rule.dimension == "dropout"]
+    assert HERE not in applying([line], {"a": 1.0}, once)[0].studies
 
 
 def test_few_rules_say_what_hurts_and_the_most_promising_stands_first():
@@ -223,7 +227,7 @@ def test_few_rules_say_what_hurts_and_the_most_promising_stands_first():
                 counts = (3, 0, 0) if gain > 0 else (0, 3, 0)
                 one = Evidence(name, SPACE.default[name], value, *counts, gain)
                 lines.append(Line("sasrec", name, SPACE.default[name], value, {"a": one}))
-    found = applying(lines, {"a": 1.0}, study_of(BASIC[:1]), None, 8)
+    found = applying(lines, {"a": 1.0}, study_of(BASIC[:1]))
     assert [rule.effect for rule in found] == ["helps"] * 6 + ["hurts"] * 2
     assert [rule.gain for rule in found[:6]] == sorted((rule.gain for rule in found[:6]), reverse=True)
     assert found[0].gain == max(one.evidence["a"].gain for one in lines)
@@ -288,7 +292,7 @@ def test_the_start_is_good_on_data_that_no_study_saw(remembered):
 def test_a_climb_ends_where_no_single_change_promises_more(remembered):
     memory, _ = remembered
     expectation = memory.expectation(SPACE, DATA, History(SPACE))
-    start = expectation.climb(SPACE, SPACE.default)
+    start = expectation.climb(SPACE.default)
     here, top = expectation.of([start])[0], expectation.of(list(SPACE.neighbours(start))).max()
     assert top <= here + LEAST_STEP and here > expectation.of(list(SPACE.neighbours(SPACE.default))).max()
 
@@ -367,13 +371,14 @@ def test_a_landscape_goes_through_what_was_measured():
     world = made(1, 0.5)
     ratio_C = np.array([np.log(worth(world, config) / 0.05) for config in configs])
     landscape = Landscape.fit(SPACE, configs, ratio_C, 0.01)
-    assert np.corrcoef(landscape.expect(configs), ratio_C)[0, 1] > 0.98
+    expected_C = landscape.expect(Points.of(SPACE, configs))
+    assert np.corrcoef(expected_C, ratio_C)[0, 1] > 0.98
     others = [SPACE.sample(rng) for _ in range(60)]
     truth = np.array([np.log(worth(world, config) / 0.05) for config in others])
-    assert np.corrcoef(landscape.expect(others), truth)[0, 1] > 0.6
+    assert np.corrcoef(landscape.expect(Points.of(SPACE, others)), truth)[0, 1] > 0.6
     # A study's own trials pull the expectation to what they show, there and nearby, and not far away.
-    told = Expectation((landscape,), (1.0,), (configs[0],), np.array([ratio_C[0] + 1.0]), 0.01)
-    lifted = told.of(configs) - landscape.expect(configs)
+    told = Expectation(SPACE, (landscape,), (1.0,), (configs[0],), np.array([ratio_C[0] + 1.0]), 0.01)
+    lifted = told.of(configs) - expected_C
     assert 0.7 < lifted[0] < 1.05 and np.argmax(lifted) == 0 and np.median(np.abs(lifted)) < 0.5 * lifted[0]
 
 
@@ -381,9 +386,9 @@ def test_a_landscape_goes_through_what_was_measured():
 def test_places_and_distances(name):
     space, rng = SPACES[name](), np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(12)]
-    gaps = [apart(axis, configs, configs[:5]) for axis in space.axes]
+    gap_XCA = Points.of(space, configs).apart(Points.of(space, configs[:5]))
     wanted = [[space.distance(one, other) for other in configs[:5]] for one in configs]
-    np.testing.assert_allclose(np.mean(gaps, axis=0), wanted, atol=1e-12)
+    np.testing.assert_allclose(gap_XCA.mean(-1), wanted, atol=1e-12)
     assert positions(space, configs).min() >= 0 and positions(space, configs).max() <= 1
     for axis in space.axes:
         found_CP = places(axis, configs)

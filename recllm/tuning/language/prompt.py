@@ -21,8 +21,9 @@ STYLES: tuple[str, ...] = get_args(Style)
 Messages = tuple[Mapping[str, str], ...]
 
 BRIEF_TRIALS = 10
-_BRIEF_RULES, _BRIEF_RULE = 8, 48
+_BRIEF_GAINS = 12
 _BRIEF_PRUNED = 10
+_BRIEF_DATA = ("users", "items", "avg_len", "density")
 _MOST_ECHO = 2000  # characters of a refused reply that are shown again
 
 
@@ -58,15 +59,16 @@ def repair_messages(messages: Messages, reply: str, refusal: Refusal) -> Message
 
 
 def brief(situation: Situation) -> str:
-    """The brief style: data; score, noise and trials left; configuration; trials; pruned settings; rules; masked axes.
+    """The brief style: data; score, noise and trials left; configuration; trials; pruned settings; masked axes; what
+    memory expects of single changes, in percent of the default's score.
 
     A part that is empty is left out. A setting that a trial's own line calls pruned is not told again.
     """
-    history = situation.history
+    history, data = situation.history, situation.data
     full, standing, trials = reference(history), history.standing, history.trials[-BRIEF_TRIALS:]
     score = f"{100 * standing.outcome.score / full:.1f}" if standing else "none"
     parts = [
-        " ".join([history.space.name, *(f"{name} {figures(value)}" for name, value in situation.data.items())]),
+        " ".join([history.space.name, *(f"{name} {figures(data[name])}" for name in _BRIEF_DATA if name in data)]),
         f"now {score} noise {100 * history.epsilon / full:.1f} left {situation.left}",
         " ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
         *(trial_line(history, trial) for trial in trials),
@@ -74,10 +76,11 @@ def brief(situation: Situation) -> str:
     told = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change_of(history, trial))}
     if ruled_out := [setting for setting in pruned(history) if setting not in told][-_BRIEF_PRUNED:]:
         parts.append(f"pruned {grouped(ruled_out)}")
-    if situation.rules:
-        parts += ["rules", *(line(rule, _BRIEF_RULE) for rule in situation.rules[:_BRIEF_RULES])]
     if situation.masked:
         parts.append("masked " + " ".join(sorted(situation.masked)))
+    if gains := [one for one in situation.gains if one[0] not in situation.masked][:_BRIEF_GAINS]:
+        here = 100 * (standing.outcome.score if standing else full) / full
+        parts.append("expected " + ", ".join(f"{name} {shown(value)} {signed(here * gain)}" for name, value, gain in gains))
     return "\n".join(parts)
 
 

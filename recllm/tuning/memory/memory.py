@@ -32,7 +32,7 @@ from recllm.tuning.memory.memory_files import (
     write_known,
     write_lines,
 )
-from recllm.tuning.memory.rules import Line, Rule, applying
+from recllm.tuning.memory.rules import Line, Rule, foremost, weighed
 from recllm.tuning.memory.transfer import Expectation, Landscape, mended
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.trial import History
@@ -113,14 +113,18 @@ class Memory:
             write_known(self.folder / SUMMARIES, summary, place)
         return True
 
-    def rules_for(
-        self, space: Space, data: Mapping[str, float], history: History | None = None, k: int = 8
-    ) -> list[Rule]:
-        """The rules that apply to data like this, for what the study stands on now, the most promising first."""
+    def weighed(self, space: Space, data: Mapping[str, float], history: History | None = None) -> list[Rule]:
+        """What is known of every change of what the study stands on now, by data like this; the most promising first."""
         heard, history = self.heard(space, data), history or History(space)
         weights = {study.summary.study: weight for study, weight in heard}
         expect = self.expectation(space, data, history)
-        return applying(self.lines(), weights, history, expect and expect.of, k)
+        return weighed(self.lines(), weights, history, expect and expect.of)
+
+    def rules_for(
+        self, space: Space, data: Mapping[str, float], history: History | None = None, k: int = 8
+    ) -> list[Rule]:
+        """The rules that apply to data like this, for what the study stands on now, those that say most first."""
+        return foremost(self.weighed(space, data, history), history or History(space), k)
 
     def prior(self, space: Space, data: Mapping[str, float]) -> Prior:
         """What to tell a proposer before it starts, and where to start.
@@ -144,7 +148,7 @@ class Memory:
         candidates, expectation = self._candidates(space, data), self.expectation(space, data, History(space))
         start = None
         if candidates and expectation:
-            start = expectation.climb(space, candidates[int(np.argmax(expectation.of(candidates)))])
+            start = expectation.climb(candidates[int(np.argmax(expectation.of(candidates)))])
         return Prior(text, start, told)
 
     def heard(self, space: Space, data: Mapping[str, float]) -> list[tuple[Known, float]]:
@@ -168,9 +172,10 @@ class Memory:
         landscapes = tuple(self._landscape(space, study) for study, _ in heard)
         weights = tuple(weight for _, weight in heard)
         if base is None:
-            return Expectation(landscapes, weights)
+            return Expectation(space, landscapes, weights)
         ratio_C = np.array([log_ratio(score, base) for _, score in rows])
-        return Expectation(landscapes, weights, tuple(config for config, _ in rows), ratio_C, history.epsilon / base)
+        configs, noise = tuple(config for config, _ in rows), history.epsilon / base
+        return Expectation(space, landscapes, weights, configs, ratio_C, noise)
 
     def _landscape(self, space: Space, study: Known) -> Landscape:
         summary = study.summary

@@ -118,12 +118,10 @@ class Gathered:
         )
 
 
-def applying(lines: Sequence[Line], weights: Mapping[str, float], history: History, expect: Any, k: int) -> list[Rule]:
-    """The `k` rules that say most about single changes of the present configuration, the most promising first.
+def weighed(lines: Sequence[Line], weights: Mapping[str, float], history: History, expect: Any) -> list[Rule]:
+    """What is known of every single change of the present configuration, the most promising first.
 
-    A rule speaks of a setting that is legal, not the present one and not tried from here. Rules that help are ordered
-    by confidence times expected gain, and stand before those that hurt, of which there are at most `k // 4`, the surest
-    first. One that was refuted twice in this study is suspended.
+    A rule speaks of a setting that is legal, not the present one and not tried from here.
 
     Args:
         weights: of each study's word: likeness and decay in one; a study that is not in it is not heard.
@@ -133,13 +131,21 @@ def applying(lines: Sequence[Line], weights: Mapping[str, float], history: Histo
     space = history.space
     present = dict(history.present)
     gathered = gather(lines, weights, history, present)
-    changed = {setting: space.change(present, *setting) for setting in gathered}
-    settings = [setting for setting in gathered if space.key(changed[setting]) not in history.tried]
+    settings = [setting for setting in gathered if not history.leads_back(present, *setting)]
     gain_R = [None] * len(settings)
     if expect is not None and settings:
-        ratio_R1 = expect([present, *(changed[setting] for setting in settings)])
+        ratio_R1 = expect([present, *(space.change(present, *setting) for setting in settings)])
         gain_R = np.expm1(ratio_R1[1:] - ratio_R1[0]).tolist()
     rules = [gathered[setting].rule(*setting, gain) for setting, gain in zip(settings, gain_R, strict=True)]
+    return sorted(rules, key=lambda rule: -rule.gain)
+
+
+def foremost(rules: Sequence[Rule], history: History, k: int = 8) -> list[Rule]:
+    """The `k` of the weighed rules that say most.
+
+    Rules that help are ordered by confidence times expected gain, and stand before those that hurt, of which there are
+    at most `k // 4`, the surest first. One that was refuted twice in this study is suspended.
+    """
     refuted = Counter(_refuted(history))
     helping = [
         rule for rule in rules if rule.effect == "helps" and refuted[rule.dimension, rule.value] < SUSPENDED_AFTER

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,49 @@ Configs = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
+class Points:
+    """Configurations as numbers.
+
+    Args:
+        place_CP: their `places` on all axes. position_CN: their `positions`. unit_CA: where they lie on each axis, 0 to
+            1, and -1 where it does not matter. ordered_A: whether an axis has an order.
+    """
+
+    place_CP: np.ndarray
+    position_CN: np.ndarray
+    unit_CA: np.ndarray
+    ordered_A: np.ndarray
+
+    @classmethod
+    def of(cls, space: Space, configs: Configs) -> Points:
+        """Those of checked configurations."""
+        place_CP = np.hstack([places(axis, configs) for axis in space.axes])
+        unit_CA = np.array([[a.unit(one[a.name]) if a.name in one else -1.0 for a in space.axes] for one in configs])
+        return cls(place_CP, positions(space, configs), unit_CA, np.array([axis.ordered for axis in space.axes]))
+
+    def apart(self, others: Points) -> np.ndarray:
+        """How far configurations are apart on each axis, 0 to 1, of shape (configs, others, axes); see
+        `Space.distance`."""
+        one_X1A, other_CA = self.unit_CA[:, None], others.unit_CA
+        gap_XCA = np.abs(one_X1A - other_CA)
+        whole_XCA = ((one_X1A < 0) != (other_CA < 0)) | ~self.ordered_A
+        return np.where(whole_XCA, (gap_XCA > 0).astype(float), gap_XCA)
+
+
+@dataclass(frozen=True)
 class Landscape:
     """A study as a function of the configuration.
 
     Args:
-        effects: fitted ridge regression on `places`. rest: fitted Gaussian process on `positions`, of what is left.
+        effect_P, base: of each place, by ridge regression, and what is added to their sum. rest: fitted Gaussian
+            process on `positions`, of what is left, in units of `scale`.
         relevance_A: each axis's share of what the effects explain, sum 1. spread: standard deviation of the log ratios.
     """
 
-    space: Space
-    effects: Any
+    effect_P: np.ndarray
+    base: float
     rest: Any
+    scale: float
     relevance_A: np.ndarray
     spread: float
 
@@ -55,35 +88,38 @@ class Landscape:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         from sklearn.linear_model import RidgeCV
 
-        blocks = [places(axis, configs) for axis in space.axes]
-        effects = RidgeCV(np.logspace(-1, 2, 8)).fit(np.hstack(blocks), ratio_C)
-        left_C = ratio_C - effects.predict(np.hstack(blocks))
+        blocks, points = [places(axis, configs) for axis in space.axes], Points.of(space, configs)
+        effects = RidgeCV(np.logspace(-1, 2, 8)).fit(points.place_CP, ratio_C)
+        left_C = ratio_C - effects.predict(points.place_CP)
         least = min(max((noise / max(float(np.std(left_C)), _LEAST)) ** 2, 1e-4), 0.9)
         kernel = ConstantKernel(1.0, (1e-2, 10.0)) * RBF(2.0, (0.3, 30.0)) + WhiteKernel(least, (least / 2, 2.0))
-        rest = GaussianProcessRegressor(kernel, normalize_y=True)
+        middle, scale = float(np.mean(left_C)), max(float(np.std(left_C)), _LEAST**2)
+        rest = GaussianProcessRegressor(kernel)
         with warnings.catch_warnings():
             # Where the effects say it all, the process's scales end at their bounds, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            rest.fit(positions(space, configs), left_C)
+            rest.fit(points.position_CN, (left_C - middle) / scale)
         ends = np.cumsum([block.shape[1] for block in blocks])
         coefficients = np.split(effects.coef_, ends[:-1])
         share_A = np.array([np.var(block @ these) for block, these in zip(blocks, coefficients, strict=True)])
         # No axis is thought to be of no use: this study's data may be the one where it is.
         share_A += max(share_A.sum(), _LEAST**2) * 0.2 / len(share_A)
-        return cls(space, effects, rest, share_A / share_A.sum(), max(float(np.std(ratio_C)), noise, _LEAST))
+        spread = max(float(np.std(ratio_C)), noise, _LEAST)
+        base = float(effects.intercept_) + middle
+        return cls(effects.coef_, base, rest, scale, share_A / share_A.sum(), spread)
 
-    def expect(self, configs: Configs) -> np.ndarray:
+    def expect(self, points: Points) -> np.ndarray:
         """Expected log ratio of each configuration."""
-        effects_C = self.effects.predict(np.hstack([places(axis, configs) for axis in self.space.axes]))
-        return effects_C + self.rest.predict(positions(self.space, configs))
+        # The process's own `predict` checks its input for longer than it computes.
+        near_CF = self.rest.kernel_(points.position_CN, self.rest.X_train_)
+        return points.place_CP @ self.effect_P + self.base + self.scale * (near_CF @ self.rest.alpha_)
 
-    def alike(self, configs: Configs, others: Configs) -> np.ndarray:
+    def alike(self, points: Points, others: Points) -> np.ndarray:
         """How much departures of configurations have in common, 0 to 1, of shape (configs, others).
 
         Half is what their axes' effects share, one by one, half falls with the distance by all of them together.
         """
-        gap_XCA = np.stack([apart(axis, configs, others) for axis in self.space.axes], axis=-1)
-        distance_XC = gap_XCA @ self.relevance_A
+        distance_XC = points.apart(others) @ self.relevance_A
         return (1 - distance_XC + np.exp(-distance_XC / _REACH)) / 2
 
 
@@ -96,6 +132,7 @@ class Expectation:
         configs, ratio_C: this study's trials and their log ratios. noise: their standard deviation between seeds.
     """
 
+    space: Space
     landscapes: tuple[Landscape, ...]
     weights: tuple[float, ...]
     configs: tuple[Mapping[str, Any], ...] = ()
@@ -104,24 +141,31 @@ class Expectation:
 
     def of(self, configs: Configs) -> np.ndarray:
         """Expected log ratio of each configuration to the default's score."""
-        expected_X = self._mean([one.expect(configs) for one in self.landscapes])
+        points = Points.of(self.space, configs)
+        expected_X = self._mean([one.expect(points) for one in self.landscapes])
         if not self.configs:
             return expected_X
-        scale = DEPARTURE * float(self._mean([one.spread for one in self.landscapes]))
-        common_CC = self._mean([one.alike(self.configs, self.configs) for one in self.landscapes])
-        common_XC = self._mean([one.alike(configs, self.configs) for one in self.landscapes])
-        noisy_CC = scale**2 * common_CC + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
-        departed_C = self.ratio_C - self._mean([one.expect(self.configs) for one in self.landscapes])
-        return expected_X + scale**2 * common_XC @ np.linalg.solve(noisy_CC, departed_C)
+        here, solved_C = self._departures
+        return expected_X + self._mean([one.alike(points, here) for one in self.landscapes]) @ solved_C
 
-    def climb(self, space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
+    @cached_property
+    def _departures(self) -> tuple[Points, np.ndarray]:
+        """This study's trials, and what each adds to the expectation of a configuration that is all like it."""
+        here = Points.of(self.space, self.configs)
+        scale = DEPARTURE * float(self._mean([one.spread for one in self.landscapes]))
+        common_CC = self._mean([one.alike(here, here) for one in self.landscapes])
+        noisy_CC = scale**2 * common_CC + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
+        departed_C = self.ratio_C - self._mean([one.expect(here) for one in self.landscapes])
+        return here, scale**2 * np.linalg.solve(noisy_CC, departed_C)
+
+    def climb(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration that single changes of value sets lead to from one, each time the most promising.
 
         It ends where none promises more than LEAST_STEP, or after as many changes as there are axes.
         """
         config = dict(config)
-        for _ in space.axes:
-            options = [config, *space.neighbours(config)]
+        for _ in self.space.axes:
+            options = [config, *self.space.neighbours(config)]
             expected_X = self.of(options)
             best = int(np.argmax(expected_X))
             if expected_X[best] <= expected_X[0] + LEAST_STEP:
@@ -162,17 +206,6 @@ def _position(axis: Axis, config: Mapping[str, Any]) -> list[float]:
     if axis.ordered or len(axis.values) == 2:
         return [axis.unit(config[axis.name]) if axis.name in config else 0.5]
     return [float(config.get(axis.name) == value) for value in axis.values]
-
-
-def apart(axis: Axis, configs: Configs, others: Configs) -> np.ndarray:
-    """How far configurations are apart on an axis, 0 to 1, of shape (configs, others); see `Space.distance`."""
-    one_X, other_C = (
-        np.array([axis.unit(config[axis.name]) if axis.name in config else -1.0 for config in these])
-        for these in (configs, others)
-    )
-    gap_XC = np.abs(one_X[:, None] - other_C)
-    whole_XC = ((one_X[:, None] < 0) != (other_C < 0)) | (not axis.ordered)
-    return np.where(whole_XC, (gap_XC > 0).astype(float), gap_XC)
 
 
 def mended(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,6 +167,20 @@ class Space:
         text = json.dumps({**self.fixed, **self.check(config)}, sort_keys=True)
         return hashlib.sha256(f"trial-1 {self.recipe} {text}".encode()).hexdigest()[:16]
 
+    @cached_property
+    def _keys_after(self) -> dict[tuple[Any, ...], str]:
+        return {}
+
+    def key_after(self, config: Mapping[str, Any], axis: str, value: Any) -> str:
+        """`key` of what the change of a checked configuration's axis to a legal value makes.
+
+        A study asks for those of every change at every turn, so each is looked up once.
+        """
+        change = (tuple(config.items()), axis, value)
+        if change not in self._keys_after:
+            self._keys_after[change] = self.key(self.change(config, axis, value))
+        return self._keys_after[change]
+
     def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         """Gower's distance, 0 to 1: the mean over all axes of how far two checked configurations are apart.
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from recllm.tuning.language.proposer import Proposed
+from recllm.tuning.memory.rules import foremost
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.coverage import masked_axes
 from recllm.tuning.study.reflection import measured_reflection
@@ -85,12 +86,13 @@ class Agent:
 
     def situation(self, history: History) -> Situation:
         """What a proposer is shown."""
-        rules = () if self.memory is None else self.memory.rules_for(self.space, self.data, history)
+        known = [] if self.memory is None else self.memory.weighed(self.space, self.data, history)
         return Situation(
             history,
             self.data,
             left=max(self.budget - len(history.trials) - len(history.running), 0),
-            rules=tuple(rule.text for rule in rules),
+            rules=tuple(rule.text for rule in foremost(known, history)),
+            gains=tuple((rule.dimension, rule.value, rule.gain) for rule in known),
             prior="" if self.prior is None else self.prior.text,
             masked=masked_axes(history) if self.coverage else frozenset(),
         )

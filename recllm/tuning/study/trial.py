@@ -121,7 +121,7 @@ class History:
 
     def leads_back(self, config: Mapping[str, Any], name: str, value: Any) -> bool:
         """Whether the change of an axis leads to a configuration that was run or is being run."""
-        return self.space.key(self.space.change(config, name, value)) in self.tried
+        return self.space.key_after(config, name, value) in self.tried
 
     def untried(self, draw: Callable[[], dict[str, Any]], draws: int) -> dict[str, Any]:
         """The first drawn configuration that was not tried; after so many draws whatever was drawn last."""
@@ -193,13 +193,16 @@ class Situation:
     Args:
         data: descriptors of the data set, by name (see `recllm.tuning.memory.descriptors`). left: trials that may
         follow.
-        rules: texts of the long-term rules that apply here, best first. prior: the cognition summary of earlier
-            studies, as text; empty without memory. masked: axes that the coverage rule closes for this proposal.
+        rules: texts of the long-term rules that apply here, best first. gains: all that memory expects of single
+            changes, as (axis, value, share of the present score gained), the most promising first. prior: the cognition
+            summary of earlier studies, as text; empty without memory. masked: axes that the coverage rule closes for
+            this proposal.
     """
 
     history: History
     data: Mapping[str, float]
     left: int
     rules: tuple[str, ...] = ()
+    gains: tuple[tuple[str, Any, float], ...] = ()
     prior: str = ""
     masked: frozenset[str] = field(default_factory=frozenset)

@@ -152,7 +152,7 @@ def traces(
     mixture: Mixture = Mixture(),
 ) -> Iterator[Trace]:
     """`count` situations of studies on bent boards, the boards in turn. Where no single change is worth anything,
-    nothing is to be learned, and the study is played on.
+    nothing is to be learned; the study is played on if it has none of the best configurations yet.
 
     memories: place of a board -> memories of studies on data sets bent otherwise, one of which a study is given.
     """
@@ -170,6 +170,8 @@ def traces(
         length = int(rng.integers(2, MOST_TRIALS + 1))
         for trace in play(bent, rng, memory, reflect, skill, length):
             if not trace.improvable:
+                if trace.situation.history.best_score >= bent.target:
+                    break
                 continue
             if memory is not None or rng.random() < mixture.kept:
                 yield trace
