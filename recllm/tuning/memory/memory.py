@@ -114,7 +114,7 @@ class Memory:
         return True
 
     def weighed(self, space: Space, data: Mapping[str, float], history: History | None = None) -> list[Rule]:
-        """What is known of every change of what the study stands on now, by data like this; the most promising first."""
+        """What is known of every change of what the study stands on now, by data like this, best first."""
         heard, history = self.heard(space, data), history or History(space)
         weights = {study.summary.study: weight for study, weight in heard}
         expect = self.expectation(space, data, history)
