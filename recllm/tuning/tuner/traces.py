@@ -133,14 +133,16 @@ class Mixture:
     """What the training studies are like.
 
     Args:
-        with_memory, with_reflection: shares of the studies that have them. bent: strength of the bending at most.
+        with_memory, with_reflection: shares of the studies that have them. bent: strength of the bending at most;
+            at .3 the ranks of bent data sets are as alike as those of the measured ones (Spearman .92 and .79 at the
+            median for SASRec and HSTU, .90 to .95 and .80 to .83 measured): a memory is to be believed as far as it is.
         kept: share of the situations of a study without memory that become rows; one with memory begins where little
             is left to improve, and all of its few do.
     """
 
     with_memory: float = 0.75
     with_reflection: float = 0.85
-    bent: float = 0.8
+    bent: float = 0.3
     kept: float = 0.5
 
 
