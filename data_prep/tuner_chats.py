@@ -26,7 +26,9 @@ class Arguments:
     memories: int = field(
         default=6, metadata={"help": "Memories a surface, each of studies on bent data sets; 0: none."}
     )
-    bent: float = field(default=0.3, metadata={"help": "Strength of the bending at most, see Mixture; 0: the surfaces as they are."})
+    bent: float = field(
+        default=0.3, metadata={"help": "Strength of the bending at most, see Mixture; 0: the surfaces as they are."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the studies and of the replies."})
 
 

@@ -145,6 +145,9 @@ def test_memory_tells_where_to_begin_and_what_to_expect(tmp_path):
     assert all(source != "memory" for source in sources[begun + 1 :])
     situation = run.agent.situation(run.history)
     assert situation.prior and situation.rules and situation.left == 0
+    values = [gain for _, _, gain in situation.gains]
+    assert values == sorted(values, reverse=True) and len(values) >= len(situation.rules)
+    assert not any(run.history.leads_back(run.history.present, axis, value) for axis, value, _ in situation.gains)
     assert run.history.trials[begun + 1].parent in range(1, begun + 1)
 
 

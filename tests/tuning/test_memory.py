@@ -234,6 +234,33 @@ def test_few_rules_say_what_hurts_and_the_most_promising_stands_first():
     assert found[6].gain == min(one.evidence["a"].gain for one in lines)
 
 
+def test_every_change_that_memory_knows_is_weighed():
+    lines = [
+        Line("sasrec", "dropout", 0.2, 0.4, {"a": Evidence("dropout", 0.2, 0.4, 3, 0, 0, 0.2)}),
+        Line("sasrec", "hidden_dim", 128, 64, {"a": Evidence("hidden_dim", 128, 64, 1, 1, 0, 0.0)}),
+        Line("sasrec", "hidden_dim", 128, 32, {"a": Evidence("hidden_dim", 128, 32, 0, 3, 0, -0.1)}),
+    ]
+    history = study_of(BASIC[:1])
+    present = dict(history.present)
+    ratio = {(0.2, 128): 0.0, (0.4, 128): 0.01, (0.2, 64): 0.3, (0.2, 32): -0.5}
+
+    def expect(configs):
+        return np.array([ratio[config["dropout"], config["hidden_dim"]] for config in configs])
+
+    assert (present["dropout"], present["hidden_dim"]) == (0.2, 128)
+    found = weighed(lines, {"a": 1.0}, history, expect)
+    assert [(rule.dimension, rule.value) for rule in found] == [
+        ("hidden_dim", 64),
+        ("dropout", 0.4),
+        ("hidden_dim", 32),
+    ]
+    # What neither helps nor hurts by its pairs is no rule to tell in words, whatever is expected of it.
+    assert found[0].effect == "neutral"
+    assert [rule.dimension for rule in foremost(found, history)] == ["dropout", "hidden_dim"]
+    # By hand: three pairs of the change itself and the expectation, which counts as four.
+    assert found[1].gain == pytest.approx((3 * 0.2 + 4 * np.expm1(0.01)) / 7)
+
+
 def test_ranges_speak_of_the_nearest_level():
     lr = SPACES["sasrec"]().by_name["lr"]
     assert settled(lr, 0.0031) == settled(lr, 0.0029) != settled(lr, 0.001)

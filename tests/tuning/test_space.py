@@ -317,6 +317,17 @@ def test_every_axis_of_a_narrowed_space_can_matter(name):
         assert reached == space.by_name.keys()
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_the_key_after_a_change_is_that_of_what_it_makes(name):
+    space, rng = SPACES[name](), np.random.default_rng(0)
+    for _ in range(3):
+        config = space.sample(rng)
+        for axis in config:
+            for value in space.by_name[axis].values:
+                wanted = space.key(space.change(config, axis, value))
+                assert [space.key_after(config, axis, value) for _ in range(2)] == [wanted] * 2
+
+
 def test_neighbours_change_one_axis_with_values():
     space = hand_made()
     found = list(space.neighbours(space.default))
