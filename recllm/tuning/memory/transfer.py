@@ -128,7 +128,7 @@ class Expectation:
     """What a study may expect of a configuration: its forerunners, each with a weight, and its own trials.
 
     Args:
-        landscapes: of the earlier studies. weights: of each, positive.
+        space: of the configurations. landscapes: of the earlier studies. weights: of each, positive.
         configs, ratio_C: this study's trials and their log ratios. noise: their standard deviation between seeds.
     """
 
