@@ -61,6 +61,10 @@ def applying(lines, weights, history):
     return foremost(weighed(lines, weights, history, None), history)
 
 
+def rules_for(memory, space, data, history=None):
+    return foremost(memory.weighed(space, data, history), history or History(space))
+
+
 def test_evidence_by_hand():
     seen = {(one.dimension, one.before, one.value): one for one in evidence_of(study_of(BASIC))}
     assert set(seen) == {
@@ -348,12 +352,12 @@ def test_rules_pay_on_data_that_no_study_saw(tmp_path):
             if value != SPACE.default[name]:
                 trials.append(({name: value}, worth(there, SPACE.change(SPACE.default, name, value))))
         memory.learn(summarise(f"walk-{seed}", study_of(trials), DATA))
-    rules = memory.rules_for(SPACE, DATA, study_of([({}, 0.05)]))
+    rules = rules_for(memory, SPACE, DATA, study_of([({}, 0.05)]))
     assert len(rules) == 8
     for rule in rules:
         gain = worth(world, SPACE.change(SPACE.default, rule.dimension, rule.value)) / 0.05 - 1
         assert rule.promoted and (gain > 0) == (rule.effect == "helps"), rule.text
-    assert len(memory.rules_for(SPACE, DATA)) == 8  # before a study's first trial
+    assert len(rules_for(memory, SPACE, DATA)) == 8  # before a study's first trial
 
 
 def test_likely_data_is_heard_more(tmp_path):
@@ -368,7 +372,7 @@ def test_likely_data_is_heard_more(tmp_path):
         memory.learn(summarise(name, study_of(trials), data))
     heard = {study.summary.study: weight for study, weight in memory.heard(SPACE, DATA)}
     assert set(heard) == {"here", "there"} and heard["here"] == pytest.approx((1 - DECAY) ** 2)
-    here, there = memory.rules_for(SPACE, DATA), memory.rules_for(SPACE, OTHER_DATA)
+    here, there = rules_for(memory, SPACE, DATA), rules_for(memory, SPACE, OTHER_DATA)
     # All else made no difference anywhere.
     assert [(rule.value, rule.effect) for rule in here] == [(1e-3, "helps")]
     assert [(rule.value, rule.effect) for rule in there] == [(1e-3, "hurts")]
@@ -449,7 +453,7 @@ def test_a_bad_line_is_named(line, words, tmp_path):
     place = len(path.read_text().splitlines()) + 2
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(ValueError, match=f"{RULES_FILE}, line {place}: .*{words}"):
-        memory.rules_for(SPACE, DATA)
+        rules_for(memory, SPACE, DATA)
 
 
 def test_the_same_change_twice_is_named(tmp_path):
@@ -490,7 +494,7 @@ def test_a_bad_summary_is_named(change, words, tmp_path):
 def test_what_a_person_edits_counts(tmp_path):
     memory = Memory(tmp_path)
     memory.learn(summarise("beauty", study_of(BASIC), DATA))
-    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA) if rule.effect == "helps"] == ["lr", "dropout"]
+    assert [rule.dimension for rule in rules_for(memory, SPACE, DATA) if rule.effect == "helps"] == ["lr", "dropout"]
     path, text = tmp_path / SUMMARIES / "beauty.md", (tmp_path / SUMMARIES / "beauty.md").read_text()
     path.write_text(text.replace("- best of 6", "- after a look: best of 6"))
     assert "after a look: best of 6" in memory.prior(SPACE, DATA).text
@@ -499,7 +503,7 @@ def test_what_a_person_edits_counts(tmp_path):
     assert json.loads(lines[place])["dimension"] == "lr"
     off = json.dumps(json.loads(lines[place]) | {"off": True, "note": "not here"})
     (tmp_path / RULES_FILE).write_text("\n".join([*lines[:place], off, *lines[place + 1 :]]) + "\n")
-    assert [rule.dimension for rule in memory.rules_for(SPACE, DATA) if rule.effect == "helps"] == ["dropout"]
+    assert [rule.dimension for rule in rules_for(memory, SPACE, DATA) if rule.effect == "helps"] == ["dropout"]
     # Learning more keeps a person's word.
     memory.learn(summarise("toy", study_of(BASIC), DATA))
     kept = next(line for line in memory.lines() if line.value == 1e-3 and line.dimension == "lr")
@@ -508,7 +512,7 @@ def test_what_a_person_edits_counts(tmp_path):
     with pytest.raises(ValueError, match=r"beauty\.md has no line"):
         memory.prior(SPACE, DATA)
     shutil.rmtree(tmp_path / SUMMARIES)
-    assert memory.prior(SPACE, DATA).start is None and memory.rules_for(SPACE, DATA) == []
+    assert memory.prior(SPACE, DATA).start is None and rules_for(memory, SPACE, DATA) == []
 
 
 def test_a_name_that_is_no_file_name(tmp_path):

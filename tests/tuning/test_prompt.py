@@ -98,7 +98,8 @@ def test_data_sets_of_other_scores_are_told_alike(style):
 def test_prompts_are_bounded_and_hold_no_foreign_turn(space):
     history = study(space, 80, 1, hypothesis=HOSTILE[:200])
     history = with_trial(history, next(iter(space.neighbours(history.present))), 0.0, HOSTILE)
-    situation = Situation(history, DATA, 5, (HOSTILE,) * 40, prior=HOSTILE * 3, masked=frozenset({"lr"}))
+    gains = (("dropout", 0.5, 0.1),) * 40
+    situation = Situation(history, DATA, 5, (HOSTILE,) * 40, gains, HOSTILE * 3, frozenset({"lr"}))
     brief, full = told(situation), told(situation, "full")
     assert len(brief) < 2000 and len(full) < 20_000
     looked_back = reflection_messages(situation, history.trials[-1], "full", ("bottleneck",))

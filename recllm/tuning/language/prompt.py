@@ -73,15 +73,15 @@ def brief(situation: Situation) -> str:
         " ".join(f"{name} {shown(value)}" for name, value in history.present.items()),
         *(trial_line(history, trial) for trial in trials),
     ]
-    said = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change_of(history, trial))}
-    if ruled_out := [setting for setting in pruned(history) if setting not in said][-_BRIEF_PRUNED:]:
+    told = {(step[0], step[2]) for trial in trials if _self_pruned(trial, step := change_of(history, trial))}
+    if ruled_out := [setting for setting in pruned(history) if setting not in told][-_BRIEF_PRUNED:]:
         parts.append(f"pruned {grouped(ruled_out)}")
     if situation.masked:
         parts.append("masked " + " ".join(sorted(situation.masked)))
     if gains := [one for one in situation.gains if one[0] not in situation.masked][:_BRIEF_GAINS]:
         here = 100 * (standing.outcome.score if standing else full) / full
-        told = [f"{name} {shown(value)} {signed(here * gain)}" for name, value, gain in gains]
-        parts.append(f"expected {', '.join(told)}")
+        listed = [f"{name} {shown(value)} {signed(here * gain)}" for name, value, gain in gains]
+        parts.append(f"expected {', '.join(listed)}")
     return "\n".join(parts)
 
 

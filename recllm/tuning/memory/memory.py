@@ -32,7 +32,7 @@ from recllm.tuning.memory.memory_files import (
     write_known,
     write_lines,
 )
-from recllm.tuning.memory.rules import Line, Rule, foremost, weighed
+from recllm.tuning.memory.rules import Line, Rule, weighed
 from recllm.tuning.memory.transfer import Expectation, Landscape, mended
 from recllm.tuning.spaces.space import Space
 from recllm.tuning.study.trial import History
@@ -119,12 +119,6 @@ class Memory:
         weights = {study.summary.study: weight for study, weight in heard}
         expect = self.expectation(space, data, history)
         return weighed(self.lines(), weights, history, expect and expect.of)
-
-    def rules_for(
-        self, space: Space, data: Mapping[str, float], history: History | None = None, k: int = 8
-    ) -> list[Rule]:
-        """The rules that apply to data like this, for what the study stands on now, those that say most first."""
-        return foremost(self.weighed(space, data, history), history or History(space), k)
 
     def prior(self, space: Space, data: Mapping[str, float]) -> Prior:
         """What to tell a proposer before it starts, and where to start.
