@@ -190,9 +190,8 @@ class Memory:
         """The next configuration of earlier studies to try before any proposal; None where none is worth a trial.
 
         The first is the prior's `start`. Each trial tells how this data set departs from the earlier ones, so what is
-        hoped of the others changes (`Expectation.at_best`: what is unlike all that was tried may yet surprise), and the
-        next is the one of the greatest hope, as long as that is more than what the study stands on has, and at most
-        MOST_STARTS in all.
+        expected of the others changes, and the next is the one of the greatest expectation, as long as that is more
+        than what the study stands on has, and at most MOST_STARTS in all.
         """
         begun = sum(trial.source == "memory" for trial in history.trials)
         if not begun:
@@ -204,10 +203,10 @@ class Memory:
         left = [config for config in self._candidates(space, data) if space.key(config) not in history.tried]
         if not left:
             return None
-        hope_C = expectation.at_best(left)
-        best = int(np.argmax(hope_C))
+        ratio_C = expectation.of(left)
+        best = int(np.argmax(ratio_C))
         standing = log_ratio(history.best.outcome.score, base) if history.best else -math.inf
-        return left[best] if hope_C[best] > standing else None
+        return left[best] if ratio_C[best] > standing else None
 
     def _candidates(self, space: Space, data: Mapping[str, float]) -> list[dict[str, Any]]:
         """The best configurations of every study heard, made legal, without the default."""

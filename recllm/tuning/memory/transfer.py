@@ -22,9 +22,6 @@ from recllm.tuning.spaces.space import Space
 
 # How far a new data set departs from earlier ones, as a share of how far their configurations are apart.
 DEPARTURE = 0.5
-# How many standard deviations above what is expected a configuration is hoped to be. On data sets made of those that
-# the tuner for Toys is trained on it needs 7.7 trials with 3, 8.6 with 2, 10.0 with none (docs/EXPERIMENTS.md).
-HOPE = 3.0
 # Departures of two configurations this far apart, by what mattered, have hardly anything in common but single effects.
 _REACH = 0.2
 # A range counts as so many even levels.
@@ -91,7 +88,7 @@ class Landscape:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         from sklearn.linear_model import RidgeCV
 
-        points = Points.of(space, configs)
+        blocks, points = [places(axis, configs) for axis in space.axes], Points.of(space, configs)
         effects = RidgeCV(np.logspace(-1, 2, 8)).fit(points.place_CP, ratio_C)
         left_C = ratio_C - effects.predict(points.place_CP)
         least = min(max((noise / max(float(np.std(left_C)), _LEAST)) ** 2, 1e-4), 0.9)
@@ -102,9 +99,9 @@ class Landscape:
             # Where the effects say it all, the process's scales end at their bounds, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
             rest.fit(points.position_CN, (left_C - middle) / scale)
-        ends = np.cumsum([len(axis.values) or LEVELS for axis in space.axes])[:-1]
-        parts = zip(np.split(points.place_CP, ends, axis=1), np.split(effects.coef_, ends), strict=True)
-        share_A = np.array([np.var(place_CP @ effect_P) for place_CP, effect_P in parts])
+        ends = np.cumsum([block.shape[1] for block in blocks])
+        coefficients = np.split(effects.coef_, ends[:-1])
+        share_A = np.array([np.var(block @ these) for block, these in zip(blocks, coefficients, strict=True)])
         # No axis is thought to be of no use: this study's data may be the one where it is.
         share_A += max(share_A.sum(), _LEAST**2) * 0.2 / len(share_A)
         spread = max(float(np.std(ratio_C)), noise, _LEAST)
@@ -148,40 +145,18 @@ class Expectation:
         expected_X = self._mean([one.expect(points) for one in self.landscapes])
         if not self.configs:
             return expected_X
-        return expected_X + self._common(points) @ self._solved_C
-
-    def at_best(self, configs: Configs) -> np.ndarray:
-        """What each configuration's log ratio is hoped to be: HOPE standard deviations above what is expected of it,
-        by what this study's own trials leave open of its data's departure."""
-        if not self.configs:
-            return self.of(configs) + HOPE * self._scale
-        common_XC = self._common(Points.of(self.space, configs))
-        known_X = np.einsum("xc,cx->x", common_XC, np.linalg.solve(self._noisy_CC, common_XC.T))
-        return self.of(configs) + HOPE * np.sqrt(np.maximum(self._scale**2 - known_X, 0.0))
+        here, solved_C = self._departures
+        return expected_X + self._mean([one.alike(points, here) for one in self.landscapes]) @ solved_C
 
     @cached_property
-    def _scale(self) -> float:
-        """Standard deviation of what this data set departs from the earlier ones."""
-        return DEPARTURE * float(self._mean([one.spread for one in self.landscapes]))
-
-    @cached_property
-    def _here(self) -> Points:
-        return Points.of(self.space, self.configs)
-
-    def _common(self, points: Points) -> np.ndarray:
-        """Covariance of departures of configurations and of this study's trials, of shape (configs, trials)."""
-        return self._scale**2 * self._mean([one.alike(points, self._here) for one in self.landscapes])
-
-    @cached_property
-    def _noisy_CC(self) -> np.ndarray:
-        """Covariance of what this study's trials measured of their departures."""
-        return self._common(self._here) + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
-
-    @cached_property
-    def _solved_C(self) -> np.ndarray:
-        """What each trial's departure adds to the expectation of a configuration that is all like it."""
-        departed_C = self.ratio_C - self._mean([one.expect(self._here) for one in self.landscapes])
-        return np.linalg.solve(self._noisy_CC, departed_C)
+    def _departures(self) -> tuple[Points, np.ndarray]:
+        """This study's trials, and what each adds to the expectation of a configuration that is all like it."""
+        here = Points.of(self.space, self.configs)
+        scale = DEPARTURE * float(self._mean([one.spread for one in self.landscapes]))
+        common_CC = self._mean([one.alike(here, here) for one in self.landscapes])
+        noisy_CC = scale**2 * common_CC + max(self.noise, _LEAST) ** 2 * np.eye(len(self.configs))
+        departed_C = self.ratio_C - self._mean([one.expect(here) for one in self.landscapes])
+        return here, scale**2 * np.linalg.solve(noisy_CC, departed_C)
 
     def climb(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration that single changes of value sets lead to from one, each time the most promising.
