@@ -88,7 +88,7 @@ class Landscape:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
         from sklearn.linear_model import RidgeCV
 
-        blocks, points = [places(axis, configs) for axis in space.axes], Points.of(space, configs)
+        points = Points.of(space, configs)
         effects = RidgeCV(np.logspace(-1, 2, 8)).fit(points.place_CP, ratio_C)
         left_C = ratio_C - effects.predict(points.place_CP)
         least = min(max((noise / max(float(np.std(left_C)), _LEAST)) ** 2, 1e-4), 0.9)
@@ -99,9 +99,9 @@ class Landscape:
             # Where the effects say it all, the process's scales end at their bounds, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
             rest.fit(points.position_CN, (left_C - middle) / scale)
-        ends = np.cumsum([block.shape[1] for block in blocks])
-        coefficients = np.split(effects.coef_, ends[:-1])
-        share_A = np.array([np.var(block @ these) for block, these in zip(blocks, coefficients, strict=True)])
+        ends = np.cumsum([len(axis.values) or LEVELS for axis in space.axes])[:-1]
+        parts = zip(np.split(points.place_CP, ends, axis=1), np.split(effects.coef_, ends), strict=True)
+        share_A = np.array([np.var(place_CP @ effect_P) for place_CP, effect_P in parts])
         # No axis is thought to be of no use: this study's data may be the one where it is.
         share_A += max(share_A.sum(), _LEAST**2) * 0.2 / len(share_A)
         spread = max(float(np.std(ratio_C)), noise, _LEAST)
