@@ -99,7 +99,7 @@ class Landscape:
             # Where the effects say it all, the process's scales end at their bounds, which is how it should be.
             warnings.simplefilter("ignore", ConvergenceWarning)
             rest.fit(points.position_CN, (left_C - middle) / scale)
-        ends = np.cumsum([len(axis.values) or LEVELS for axis in space.axes])[:-1]
+        ends = np.cumsum([_count(axis) for axis in space.axes])[:-1]
         parts = zip(np.split(points.place_CP, ends, axis=1), np.split(effects.coef_, ends), strict=True)
         share_A = np.array([np.var(place_CP @ effect_P) for place_CP, effect_P in parts])
         # No axis is thought to be of no use: this study's data may be the one where it is.
@@ -182,7 +182,7 @@ def places(axis: Axis, configs: Configs) -> np.ndarray:
 
     A value of a range is shared between the two nearest of nine even levels. All 0 where the axis does not matter.
     """
-    count = len(axis.values) or LEVELS
+    count = _count(axis)
     found_CP = np.zeros((len(configs), count))
     for row, config in enumerate(configs):
         if axis.name in config:
@@ -192,6 +192,11 @@ def places(axis: Axis, configs: Configs) -> np.ndarray:
             if place > below:
                 found_CP[row, below + 1] = place - below
     return found_CP
+
+
+def _count(axis: Axis) -> int:
+    """How many places an axis has."""
+    return len(axis.values) or LEVELS
 
 
 def positions(space: Space, configs: Configs) -> np.ndarray:
