@@ -18,9 +18,9 @@ and `tpe_warm_studies` those of TPE's own studies there. `agent` is the tuner tr
 NAME=SPEC` adds others, `--opro SPEC` the OPRO-like sampler. `X_memory` has memory of X's own studies of the other data
 sets, `X_memory_surfaces` of their whole surfaces; `X_no_reflection` and `X_memory_no_reflection` reflect on no trial.
 Measured: 2 cores, 20 seeds, six surfaces: agent_median_trials 10.1, agent_memory 5.3, tpe 15.9, tpe_warm 10.3,
-    random 23.8, model_share 1.0; agent_memory over tpe .335 [.284, .409], a hair over the third, over tpe_warm .52
-    [.44, .63], over agent .53 [.44, .66], over itself without reflection .91 [.75, 1.15]; dice_memory has 5.0. Another training of the same
-    config: 8.3, 5.7 and .36 [.30, .41] (docs/EXPERIMENTS.md).
+    random 23.8, model_share 1.0; agent_memory over tpe .335 [.284, .409], which misses the third by .002, over
+    tpe_warm .52 [.44, .63], over agent .53 [.44, .66], over itself without reflection .91 [.75, 1.15]; dice_memory has
+    5.0. Another training of the same config: 8.3, 5.7 and .36 [.30, .41] (docs/EXPERIMENTS.md).
 """
 
 import json
